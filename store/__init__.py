@@ -1,0 +1,1 @@
+"""Remembers. SQLAlchemy stays inside; what goes in and out are provisioning's types."""
