@@ -1,0 +1,177 @@
+"""The one door to the database: SQLite or PostgreSQL by URL, transactions, and errors translated.
+
+Readers and writers are told apart when they begin. On SQLite a writer takes a fair in-process lock and
+`BEGIN IMMEDIATE`, because a deferred transaction that reads first and writes later fails as soon as anybody
+else has committed in between. On PostgreSQL a writer takes advisory locks on the names it is about to decide
+over, sorted, in a statement of their own, so that everything it reads afterwards is what the previous holder
+committed.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+
+from provisioning.errors import ConflictError, SetupError, StoreError
+from store.locks import FairLock, advisory_keys
+
+_BUSY_TIMEOUT_MS: Final = 10_000  # another process on the same SQLite file; in this one the fair lock waits
+
+
+class StoreUnavailableError(StoreError):
+    """The database cannot be reached or broke the connection; the same work may succeed later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """An open transaction. Repositories take it; nothing outside the store looks inside."""
+
+    connection: sa.Connection
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite (else PostgreSQL)."""
+        return self.connection.dialect.name == "sqlite"
+
+    def insert(self, table: sa.Table) -> "sqlite.Insert | postgresql.Insert":
+        """The dialect's INSERT, which knows `on_conflict_do_update`."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def now_ms(self) -> int:
+        """The database's clock in milliseconds since 1970, which all workers share."""
+        expression = (
+            "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+            if self.is_sqlite
+            else "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+        )
+        return int(self.connection.execute(sa.text(f"SELECT {expression}")).scalar_one())
+
+
+class Database:
+    """A pool of connections to one database.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql://USER@HOST/NAME`.
+        pool_size: connections kept open; threads beyond it wait.
+
+    Raises:
+        SetupError: the URL names neither SQLite nor PostgreSQL.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except SQLAlchemyError as error:
+            raise SetupError(f"database.url cannot be read: {error}") from error
+        match parsed.get_backend_name():
+            case "sqlite":
+                parsed = parsed.set(drivername="sqlite")
+            case "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
+            case other:
+                raise SetupError(f"database.url must be sqlite:///… or postgresql://…, got {other!r}")
+        self.url = parsed
+        self.is_sqlite: Final = parsed.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_pre_ping": not self.is_sqlite}
+        if self.is_sqlite:
+            options["connect_args"] = {"check_same_thread": False}
+            options["poolclass"] = sa.QueuePool
+        self.engine: Final = sa.create_engine(parsed, **options)
+        self._writer: Final = FairLock()
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A transaction that sees one state of the database and writes nothing.
+
+        Raises:
+            StoreUnavailableError: the database is away.
+            StoreError: anything else it refuses.
+        """
+        with _translated(self), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection = connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
+            with connection.begin():
+                yield Transaction(connection)
+
+    @contextlib.contextmanager
+    def write(self, lock_names: Sequence[str] = ()) -> Iterator[Transaction]:
+        """A transaction that writes; commits at the end of the block, rolls back if it raises.
+
+        Args:
+            lock_names: what is decided over; on PostgreSQL nobody else holds any of them meanwhile.
+
+        Raises:
+            ConflictError: a constraint of the schema was broken.
+            StoreUnavailableError: the database is away; nothing was committed, or the answer was lost.
+            StoreError: anything else it refuses.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_translated(self))
+            if self.is_sqlite:
+                stack.enter_context(self._writer)
+            connection = stack.enter_context(self.engine.connect()).execution_options(fleetgate_writes=True)
+            stack.enter_context(connection.begin())
+            if lock_names and not self.is_sqlite:
+                connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) AS k"),
+                    {"keys": advisory_keys(lock_names)},
+                )
+            yield Transaction(connection)
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self.engine.dispose()
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",  # a committed batch survives power loss; about 15 % at batches of 200
+        "foreign_keys = ON",
+        f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+        "cache_size = -65536",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("fleetgate_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextlib.contextmanager
+def _translated(database: Database) -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as error:
+        raise ConflictError(f"the database refused it: {_first_line(error.orig)}") from error
+    except (OperationalError, InterfaceError) as error:
+        raise StoreUnavailableError(
+            f"database {database} is not available: {_first_line(error.orig)}; "
+            "`fleetgate doctor` checks it, and work goes on by itself once it is back"
+        ) from error
+    except DBAPIError as error:
+        kind = StoreUnavailableError if error.connection_invalidated else StoreError
+        raise kind(f"database {database}: {_first_line(error.orig)}") from error
+    except SQLAlchemyError as error:
+        raise StoreError(f"database {database}: {error}") from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
