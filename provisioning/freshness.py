@@ -85,7 +85,7 @@ def place_in_time(
                 at_ms=None,
                 by_challenge=True,
                 reason=RejectReason.NOT_FRESH,
-                detail=f"the challenge is {(now_ms - issued) // 1000} s old; it lives {CHALLENGE_LIFE_MS // 1000} s",
+                detail=f"the challenge is {(now_ms - issued) // 1000} s old; it lives 300 s",
             )
         return Freshness(at_ms=issued, by_challenge=True, reason=None, detail="a challenge of ours, in time")
     if ts is None or not now_ms - PAST_MS <= ts <= now_ms + FUTURE_MS:

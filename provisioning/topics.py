@@ -24,6 +24,9 @@ class Up(StrEnum):
     PRESENCE = "presence"
 
 
+_UP_VERBS: Final = frozenset(verb.value for verb in Up)
+
+
 class Down(StrEnum):
     """Verbs that the gateway publishes."""
 
@@ -54,7 +57,7 @@ def parse_up(topic: str, prefix: str = DEFAULT_PREFIX) -> UpTopic | None:
     if not topic.startswith(head):
         return None
     name, slash, verb = topic[len(head) :].partition("/")
-    if not slash or not is_topic_name(name) or verb not in Up:
+    if not slash or not is_topic_name(name) or verb not in _UP_VERBS:
         return None
     return UpTopic(name=TopicName(name), verb=Up(verb))
 

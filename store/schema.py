@@ -186,7 +186,7 @@ credentials = Table(
     Column("last_nonce", String(64), nullable=True),
     Column("last_boot", String(16), nullable=True),
     Column("previous_boot", String(16), nullable=True),
-    _at("previous_boot_ts", nullable=True),
+    Column("boot_returns", Integer, nullable=False),
     Column("hellos", BigInteger, nullable=False),
     _ref("replaces_id", "credentials.id", nullable=True),
     _at("created_at"),

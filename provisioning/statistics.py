@@ -1,0 +1,85 @@
+"""What is counted, and how: each event changes counters by one fixed rule, here and nowhere else.
+
+Counters are written in the transaction that causes them; `store.verify` proves them against the events with
+SQL of its own (invariant I5: counters = checkpoint + fold of the events since).
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, assert_never
+
+from provisioning.ids import CohortId, DeviceId, ProductId
+
+NO_COHORT: Final = CohortId(0)
+"""Stands in counters and events for "in no cohort", because a key column cannot be null."""
+MINUTE_MS: Final = 60_000
+ALL_TIME: Final = 0
+"""The bucket of a gauge, and of a flow's total."""
+
+
+class EventKind(StrEnum):
+    """What happened. `before` and `word` are the two sides of the change."""
+
+    DEVICE_STATE = "device_state"
+    FIRMWARE = "firmware"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    ENROLLED = "enrolled"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened to one device, or to a stranger at one product."""
+
+    at: datetime
+    kind: str
+    product_id: ProductId
+    cohort_id: CohortId | None
+    device_id: DeviceId | None
+    word: str
+    before: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A change of one counter; `bucket` is a minute's start in milliseconds, or ALL_TIME."""
+
+    product_id: ProductId
+    cohort_id: CohortId
+    name: str
+    word: str
+    bucket: int
+    change: int
+
+
+def list_deltas(event: Event) -> list[Delta]:
+    """The counters that an event changes."""
+    product, cohort = event.product_id, event.cohort_id or NO_COHORT
+    minute = int(event.at.timestamp()) * 1000 // MINUTE_MS * MINUTE_MS
+
+    def gauge(name: str, word: str, change: int) -> Delta:
+        return Delta(product, cohort, name, word, ALL_TIME, change)
+
+    def flow(name: str, word: str) -> list[Delta]:
+        return [Delta(product, cohort, name, word, bucket, 1) for bucket in (ALL_TIME, minute)]
+
+    kind = EventKind(event.kind)
+    match kind:
+        case EventKind.DEVICE_STATE | EventKind.FIRMWARE:
+            name = "devices" if kind is EventKind.DEVICE_STATE else "firmware"
+            deltas = [gauge(name, event.word, 1)] if event.word else []
+            if event.before:
+                deltas.append(gauge(name, event.before, -1))
+            return deltas
+        case EventKind.CONNECTED:
+            return [gauge("connected", "", 1), *flow("connects", event.word)]
+        case EventKind.DISCONNECTED:
+            return [gauge("connected", "", -1), *flow("disconnects", event.word)]
+        case EventKind.ENROLLED:
+            return flow("enrollments", event.word)
+        case EventKind.REFUSED:
+            return flow("refusals", event.word)
+        case _:
+            assert_never(kind)
