@@ -76,7 +76,11 @@ class Database:
                 raise SetupError(f"database.url must be sqlite:///… or postgresql://…, got {other!r}")
         self.url = parsed
         self.is_sqlite: Final = parsed.get_backend_name() == "sqlite"
-        options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_pre_ping": not self.is_sqlite}
+        options: dict[str, Any] = {
+            "pool_size": pool_size,
+            "max_overflow": 0,
+            "pool_pre_ping": not self.is_sqlite,
+        }
         if self.is_sqlite:
             options["connect_args"] = {"check_same_thread": False}
             options["poolclass"] = sa.QueuePool

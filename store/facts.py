@@ -1,0 +1,179 @@
+"""Fills a batch's working copy in a few `IN` reads, and reads credentials before verification.
+
+Everything a decision may look at is read here: by key, by identifier, by topic name, then the devices these
+lead to, their other keys and their connections.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+
+from provisioning.devices import (
+    Connection,
+    ConnectionState,
+    Credential,
+    CredentialState,
+    Device,
+    DeviceState,
+)
+from provisioning.ids import (
+    AuthorityId,
+    CohortId,
+    CredentialId,
+    DeviceId,
+    Fingerprint,
+    KeyId,
+    ProductId,
+    TopicName,
+)
+from provisioning.working import Registry, WorkingSet
+from store.database import Transaction
+from store.schema import brokers, connections, credentials, devices, products
+from store.times import from_ms
+
+_Item = TypeVar("_Item")
+_MOST_IN: Final = 500  # values in one IN: far below SQLite's limit of 32,766 and a plan that stays cached
+
+
+def load_credentials(tx: Transaction, keys: Iterable[KeyId]) -> dict[KeyId, Credential]:
+    """The credentials of those keys that are known."""
+    found: dict[KeyId, Credential] = {}
+    for part in _parts(sorted(keys)):
+        for row in tx.connection.execute(sa.select(credentials).where(credentials.c.key_id.in_(part))):
+            credential = read_credential(row)
+            found[credential.key_id] = credential
+    return found
+
+
+def load_epoch(tx: Transaction, broker: str) -> int:
+    """How often the broker is known to have restarted."""
+    value = tx.connection.execute(sa.select(brokers.c.epoch).where(brokers.c.name == broker)).scalar()
+    return 0 if value is None else int(value)
+
+
+def load_working_set(
+    tx: Transaction,
+    registry: Registry,
+    *,
+    broker: str,
+    worker: str,
+    keys: Iterable[KeyId],
+    identifiers: Iterable[tuple[ProductId, str]],
+    topic_names: Iterable[TopicName],
+) -> WorkingSet:
+    """The facts of a batch.
+
+    Args:
+        registry: the products, cohorts and CAs to decide by.
+        broker: on which broker topic names are looked up.
+        worker: whose counters will change.
+        keys: of all senders, known or not.
+        identifiers: that the unknown ones may claim, by product.
+        topic_names: of all senders.
+    """
+    facts = WorkingSet(registry=registry, broker=broker, worker=worker, epoch=load_epoch(tx, broker))
+    for credential in load_credentials(tx, keys).values():
+        facts.index_credential(credential)
+    wanted = {credential.device_id for credential in facts.credentials.values()}
+    rows: list[sa.Row[Any]] = []
+    for part in _parts(sorted(wanted)):
+        rows += tx.connection.execute(sa.select(devices).where(devices.c.id.in_(part)))
+    for names in _parts(sorted(topic_names)):
+        query = sa.select(devices).where(devices.c.broker == broker, devices.c.topic_name.in_(names))
+        rows += tx.connection.execute(query)
+    by_product: dict[ProductId, set[str]] = {}
+    for product_id, identifier in identifiers:
+        by_product.setdefault(product_id, set()).add(identifier)
+    for product_id, claimed in sorted(by_product.items()):
+        for claims in _parts(sorted(claimed)):
+            query = sa.select(devices).where(
+                devices.c.product_id == product_id, devices.c.identifier.in_(claims)
+            )
+            rows += tx.connection.execute(query)
+    for row in rows:
+        facts.index(read_device(row))
+    for part in _parts(sorted(facts.devices)):
+        for row in tx.connection.execute(sa.select(credentials).where(credentials.c.device_id.in_(part))):
+            facts.index_credential(read_credential(row))
+        for row in tx.connection.execute(sa.select(connections).where(connections.c.device_id.in_(part))):
+            facts.connections[DeviceId(row.device_id)] = read_connection(row)
+    if by_product:
+        query = sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(sorted(by_product)))
+        facts.enrolled = {ProductId(row.id): row.enrolled for row in tx.connection.execute(query)}
+    return facts
+
+
+def read_device(row: sa.Row[Any]) -> Device:
+    """A row of `devices` as its type."""
+    return Device(
+        id=DeviceId(row.id),
+        product_id=ProductId(row.product_id),
+        cohort_id=None if row.cohort_id is None else CohortId(row.cohort_id),
+        identifier=row.identifier,
+        broker=row.broker,
+        topic_name=None if row.topic_name is None else TopicName(row.topic_name),
+        state=DeviceState(row.state),
+        created_at=from_ms(row.created_at),
+        cohort_pinned=row.cohort_pinned,
+        tags=tuple(row.tags),
+        attributes=tuple(sorted(row.attributes.items())),
+        hardware_model=row.hardware_model,
+        hardware_revision=row.hardware_revision,
+        firmware_version=row.firmware_version,
+        firmware_bundle_seq=row.firmware_bundle_seq,
+        time_zone=row.time_zone,
+        updates_enabled=row.updates_enabled,
+        new_key_until=from_ms(row.new_key_until),
+    )
+
+
+def read_credential(row: sa.Row[Any]) -> Credential:
+    """A row of `credentials` as its type."""
+    return Credential(
+        id=CredentialId(row.id),
+        device_id=DeviceId(row.device_id),
+        product_id=ProductId(row.product_id),
+        authority_id=AuthorityId(row.authority_id),
+        key_id=KeyId(row.key_id),
+        spki=row.spki,
+        state=CredentialState(row.state),
+        topic_name=TopicName(row.topic_name),
+        certificate=row.certificate,
+        fingerprint=Fingerprint(row.fingerprint),
+        not_before=from_ms(row.not_before),
+        not_after=from_ms(row.not_after),
+        created_at=from_ms(row.created_at),
+        last_ts=row.last_ts,
+        last_nonce=row.last_nonce,
+        last_boot=row.last_boot,
+        previous_boot=row.previous_boot,
+        boot_returns=row.boot_returns,
+        hellos=row.hellos,
+        replaces_id=None if row.replaces_id is None else CredentialId(row.replaces_id),
+    )
+
+
+def read_connection(row: sa.Row[Any]) -> Connection:
+    """A row of `connections` as its type."""
+    return Connection(
+        device_id=DeviceId(row.device_id),
+        conn=row.conn,
+        boot=row.boot,
+        key_id=KeyId(row.key_id),
+        state=ConnectionState(row.state),
+        stays=row.stays,
+        broker=row.broker,
+        epoch=row.epoch,
+        worker=row.worker,
+        opened_at=from_ms(row.opened_at),
+        heard_by=from_ms(row.heard_by),
+        seq=row.seq,
+        seq_window=row.seq_window,
+        will_seen=row.will_seen,
+    )
+
+
+def _parts(values: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(values), _MOST_IN):
+        yield values[start : start + _MOST_IN]

@@ -1,0 +1,60 @@
+"""Figures for people, from counters alone: they cost the same at a hundred devices and at a million."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from provisioning.ids import OrganizationId
+from provisioning.statistics import ALL_TIME
+from store.database import Transaction
+from store.schema import cohorts, counters, products
+
+
+def load_figures(tx: Transaction, organization_id: OrganizationId) -> dict[str, Any]:
+    """The organization's figures.
+
+    Returns:
+        `totals`, and `products` by name, each with `devices` by state, `connected`, `firmware` by version,
+        `connects` and `disconnects` by word, `enrollments`, `refusals` by reason, and the same by `cohorts`.
+    """
+    value = sa.func.sum(counters.c.value).label("value")
+    rows = tx.connection.execute(
+        sa.select(
+            products.c.name.label("product"),
+            cohorts.c.name.label("cohort"),
+            counters.c.name,
+            counters.c.word,
+            value,
+        )
+        .select_from(
+            counters.join(products, products.c.id == counters.c.product_id).outerjoin(
+                cohorts, cohorts.c.id == counters.c.cohort_id
+            )
+        )
+        .where(products.c.organization_id == organization_id, counters.c.bucket == ALL_TIME)
+        .group_by(products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
+        .order_by(products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
+    )
+    total = _empty()
+    names = tx.connection.execute(
+        sa.select(products.c.name).where(products.c.organization_id == organization_id)
+    ).scalars()
+    by_product: dict[str, dict[str, Any]] = {name: {**_empty(), "cohorts": {}} for name in sorted(names)}
+    for row in rows:
+        product = by_product[row.product]
+        cohort = product["cohorts"].setdefault(row.cohort or "none", _empty())
+        for figures in (total, product, cohort):
+            _add(figures, row.name, row.word, int(row.value))
+    return {"totals": total, "products": by_product}
+
+
+def _empty() -> dict[str, Any]:
+    flows = ("devices", "firmware", "connects", "disconnects", "enrollments", "refusals")
+    return {"connected": 0, **{name: {} for name in flows}}
+
+
+def _add(figures: dict[str, Any], name: str, word: str, value: int) -> None:
+    if name == "connected":
+        figures["connected"] += value
+    elif value:
+        figures[name][word] = figures[name].get(word, 0) + value
