@@ -15,7 +15,7 @@ _SPACE: Final = 1 << 64
 
 
 def place_of(product_id: ProductId, identifier: str) -> float:
-    """A device's place in 0–1 (1 excluded): the same for ever, spread evenly (SHA-256 of salt and identifier)."""
+    """A device's place in 0–1 (1 excluded): the same for ever, spread evenly by SHA-256."""
     digest = hashlib.sha256(f"{product_id}\n{identifier}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / _SPACE
 
@@ -52,7 +52,7 @@ def decide_cohort(
     hello: Hello | None,
     cohorts: Mapping[str, CohortId],
 ) -> tuple[CohortId | None, list[Rule]]:
-    """The cohort, and the rule that chose it. `hello` is None in a dry run: rules that need it do not match."""
+    """The cohort, and the rule that chose it. In a dry run `hello` is None: no rule that needs it matches."""
     for number, rule in enumerate(settings.cohort_rules, start=1):
         if not _matches(rule, certificate, authority, hello):
             continue
@@ -85,7 +85,7 @@ def _matches(rule: CohortRule, certificate: CertificateFacts, authority: str, he
         if hello is None:
             return False
         for name, pattern in rule.attributes.items():
-            value = hello.attributes.get(name)
-            if value is None or not fnmatchcase(str(value), pattern):
+            reported_value = hello.attributes.get(name)
+            if reported_value is None or not fnmatchcase(str(reported_value), pattern):
                 return False
     return True

@@ -1,4 +1,4 @@
-"""Who a proven key is, and what follows from its hello: the checks of enrollment in order (design, section 7).
+"""Who a proven key is, and whether it may come in: the checks of enrollment, in order.
 
 Takes a verified identity and facts, returns what to answer and what to write; it never sees a certificate
 that was not verified, a clock, or SQL. Every check is a `Rule`, so `fleetgate certificate check` explains

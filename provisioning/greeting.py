@@ -14,7 +14,7 @@ from provisioning.enrollment import HELLOS_UNTIL_REPLACED, Enrollment, apply_enr
 from provisioning.errors import RejectReason
 from provisioning.freshness import make_challenge, place_in_time
 from provisioning.ids import TopicName
-from provisioning.messages import Hello, Presence, Progress, Reply, Result
+from provisioning.messages import Hello, Presence, Progress, Reply, Result, decode_chain
 from provisioning.sessions import apply_hello, apply_presence, heard_by_of
 from provisioning.statistics import Event, EventKind
 from provisioning.verification import VerifiedIdentity
@@ -143,8 +143,10 @@ def _accepted(
     credential: Credential, hello: Hello, identity: VerifiedIdentity, at_ms: int, returns: bool
 ) -> Credential:
     new_boot = hello.boot != credential.last_boot
+    chain = decode_chain(hello)
     return replace(
         credential,
+        certificate=chain[0] if chain else credential.certificate,
         authority_id=identity.authority_id,
         fingerprint=identity.certificate.fingerprint,
         not_before=identity.certificate.not_before,

@@ -1,4 +1,4 @@
-"""Sessions: opened by an accepted hello, kept by heartbeats, ended for one reason (design, sections 5 and 10).
+"""Sessions: opened by an accepted hello, kept by heartbeats, ended for one reason.
 
 `conn` names a session. What is said for another `conn` than the current one changes nothing: a will can
 arrive after the hello that follows it. Going back in `seq` proves nothing either, since shared subscriptions
@@ -21,7 +21,7 @@ HEARTBEATS_MISSED: Final = 2.5
 
 
 def heartbeat_seconds(connected: int) -> int:
-    """How often devices speak: every minute, and more rarely as the fleet grows (500 heartbeats/s at most)."""
+    """How often devices speak: every minute, more rarely as the fleet grows: 500 heartbeats/s at most."""
     return max(60, connected // 500)
 
 
@@ -42,7 +42,7 @@ def take_seq(seq: int, high: int, window: int) -> tuple[int, int] | None:
 def apply_hello(
     facts: WorkingSet, device: Device, hello: Hello, *, key_id: KeyId, now: datetime, heard_by: datetime
 ) -> None:
-    """Opens the session of an accepted hello, closing the one it replaces; the same `conn` again only beats."""
+    """Opens the session of an accepted hello, closing the one it replaces; the same `conn` only beats."""
     current = facts.connections.get(device.id)
     if current is not None and current.conn == hello.conn:
         taken = take_seq(hello.seq, current.seq, current.seq_window)
