@@ -76,7 +76,9 @@ class CohortRule(BaseModel):
             raise ValueError(f"hardware knows model and revision, got {sorted(unknown)}")
         fields = {"cn", "serial_number", "o", "ou", "san_uri", "san_dns"}
         if set(self.certificate) - fields:
-            raise ValueError(f"certificate knows {sorted(fields)}, got {sorted(set(self.certificate) - fields)}")
+            raise ValueError(
+                f"certificate knows {sorted(fields)}, got {sorted(set(self.certificate) - fields)}"
+            )
         return self
 
     @property
@@ -96,10 +98,16 @@ class JitpSettings(BaseModel):
     identifier_pattern: str | None = Field(
         None, max_length=256, description="regular expression that the whole identifier must match"
     )
-    allow_list: frozenset[str] = Field(default_factory=frozenset, description="identifiers, for mode allow_list")
-    quota: int | None = Field(None, ge=0, description="most devices ever enrolled just in time; none: no limit")
+    allow_list: frozenset[str] = Field(
+        default_factory=frozenset, description="identifiers, for mode allow_list"
+    )
+    quota: int | None = Field(
+        None, ge=0, description="most devices ever enrolled just in time; none: no limit"
+    )
     tags: tuple[Tag, ...] = Field((), max_length=32, description="given to every device that enrolls")
-    cohort_rules: tuple[CohortRule, ...] = Field((), max_length=64, description="the first that matches decides")
+    cohort_rules: tuple[CohortRule, ...] = Field(
+        (), max_length=64, description="the first that matches decides"
+    )
     default_cohort: str | None = Field(None, description="where no rule matches")
 
     @field_validator("identifier_pattern")
