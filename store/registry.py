@@ -7,8 +7,8 @@ the revision (one row). Every change of a product, a cohort or a CA bumps it in 
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from provisioning.authorities import AuthorityState
 
+from provisioning.authorities import AuthorityState
 from provisioning.ids import AuthorityId, CohortId, KeyId, OrganizationId, ProductId
 from provisioning.products import JitpSettings, Product
 from provisioning.working import AuthorityFact, Registry

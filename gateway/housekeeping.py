@@ -1,0 +1,146 @@
+"""What happens by time alone: silent devices are ended, a restarted broker's devices become unknown.
+
+Runs every few seconds in one thread of its own, in short transactions of at most `CHUNK` devices, so the
+hello path never waits long for it.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from provisioning.devices import Connection, ConnectionState
+from provisioning.sessions import end_connection
+from store import audit, brokers, connections, facts, registry, writer
+from store.connections import OpenConnection
+from store.database import Database, StoreUnavailableError
+from store.times import to_ms
+
+log: Final = structlog.get_logger()
+CHUNK: Final = 200
+
+
+class Housekeeping:
+    """The thread that keeps the present true.
+
+    Args:
+        database: where everything is kept.
+        broker: whose devices these are.
+        worker: whose counters change.
+        clock: aware UTC.
+        interval_seconds: between two rounds.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        broker: str,
+        worker: str,
+        clock: Callable[[], datetime],
+        interval_seconds: float = 5.0,
+    ) -> None:
+        self._database = database
+        self._broker = broker
+        self._worker = worker
+        self._clock = clock
+        self._interval = interval_seconds
+        self._uptimes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after its transaction."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+
+    def note_uptime(self, seconds: int) -> None:
+        """Takes the broker's uptime from the network thread."""
+        self._uptimes.put(seconds)
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.work()
+            except StoreUnavailableError as error:
+                log.warning("database_away", action="housekeeping_waits", cause=str(error))
+            except Exception as error:  # the next round may do better; a dead thread would not be noticed
+                log.error("housekeeping_failed", cause=str(error), exc_info=error)
+            self._wake.wait(self._interval)
+            self._wake.clear()
+
+    def work(self) -> int:
+        """One round. Returns how many connections it ended."""
+        while not self._uptimes.empty():
+            uptime = self._uptimes.get()
+            with self._database.write([f"broker/{self._broker}"]) as tx:
+                restarted = brokers.note_uptime(tx, self._broker, uptime, to_ms(self._clock()))
+            if restarted:
+                log.warning("broker_restarted", action="devices_unknown_until_heard", broker=self._broker)
+        with self._database.write(["audit"]) as tx:
+            audit.seal(tx)
+        return self._end_earlier_epochs() + self._end_silent()
+
+    def _end_silent(self) -> int:
+        now = self._clock()
+        with self._database.read() as tx:
+            found = connections.list_silent(tx, self._broker, now, CHUNK)
+        return self._end(
+            found, "timeout", ConnectionState.OFFLINE, lambda connection, _: connection.heard_by < now
+        )
+
+    def _end_earlier_epochs(self) -> int:
+        with self._database.read() as tx:
+            epoch = facts.load_epoch(tx, self._broker)
+            found = connections.list_of_earlier_epochs(tx, self._broker, epoch, CHUNK)
+        return self._end(
+            found,
+            "broker_restart",
+            ConnectionState.UNKNOWN,
+            lambda connection, current: connection.epoch < current,
+        )
+
+    def _end(
+        self,
+        found: list[OpenConnection],
+        reason: str,
+        state: ConnectionState,
+        still: Callable[[Connection, int], bool],
+    ) -> int:
+        if not found:
+            return 0
+        keys = [connection.key_id for connection in found]
+        now = self._clock()
+        with self._database.write(keys) as tx:
+            known, _ = registry.load_registry(tx)
+            working = facts.load_working_set(
+                tx,
+                known,
+                broker=self._broker,
+                worker=self._worker,
+                keys=keys,
+                identifiers=(),
+                topic_names=(),
+            )
+            ended = 0
+            for connection in found:
+                current = working.connections.get(connection.device_id)
+                if current is not None and still(current, working.epoch):
+                    end_connection(working, working.devices[connection.device_id], reason, state, now)
+                    ended += 1
+            writer.apply(tx, working, now)
+        log.info("connections_ended", reason=reason, count=ended)
+        if len(found) == CHUNK:
+            self._wake.set()  # there is more; no need to wait for the next round
+        return ended
