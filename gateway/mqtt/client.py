@@ -35,6 +35,7 @@ from gateway.mqtt.connection import (
 )
 from gateway.mqtt.intake import Incoming, Intake
 from gateway.mqtt.rates import TopicRates
+from provisioning.errors import InvalidError
 
 __all__ = ["Incoming", "Protocol", "Transport", "TransportSettings", "TransportStats"]
 
@@ -67,7 +68,7 @@ class Transport:
         self._published_callback: Callable[[object], None] | None = None
         self._uptime_callback: Callable[[int], None] | None = None
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
-        self._client: paho.Client | None = None
+        self._client: connection.TolerantClient | None = None
 
     # --- What the service calls
 
@@ -122,7 +123,14 @@ class Transport:
 
         Returns: False where it was not taken, because there is no connection or too much waits for the
             broker: publish it again later.
+
+        Raises:
+            InvalidError: more than 16 KiB, which the broker would drop.
         """
+        if len(payload) > connection.MAX_PAYLOAD_BYTES:
+            raise InvalidError(
+                f"{len(payload)} bytes for {topic}: a message has at most {connection.MAX_PAYLOAD_BYTES}"
+            )
         client = self._client
         if client is None or not self._ready.is_set():
             return False
@@ -188,6 +196,7 @@ class Transport:
             pauses=self._intake.pauses,
             received=self._received,
             rate_limited=self._rate_limited,
+            unreadable=self._client.unreadable if self._client is not None else 0,
             discarded=self._intake.discarded,
             published=self._published,
             refused=self._refused,

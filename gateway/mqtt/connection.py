@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.exception import MQTTException
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -22,6 +23,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from provisioning.errors import SetupError
 from provisioning.topics import DEFAULT_PREFIX, Up
 
+# The broker drops what is larger (mosquitto.conf, message_size_limit), with a PUBACK that paho cannot read.
+MAX_PAYLOAD_BYTES: Final = 16384
 UPTIME_TOPIC: Final = "$SYS/broker/uptime"
 _TICK_MILLISECONDS: Final = 500  # keepalive and deadlines are looked at this often
 
@@ -71,6 +74,7 @@ class TransportStats:
     pauses: int
     received: int
     rate_limited: int
+    unreadable: int  # packets that no message could be made of
     discarded: int  # queued when the connection was lost, to come again
     published: int  # acknowledged by the broker
     refused: int  # of these, acknowledged with an error (MQTT 5)
@@ -78,13 +82,35 @@ class TransportStats:
     last_error: str | None
 
 
-def new_client(settings: TransportSettings) -> paho.Client:
+class TolerantClient(paho.Client):
+    """A client whom no message can stop.
+
+    mosquitto passes on PUBLISH packets that paho refuses to read (a user property with U+FEFF in it, for
+    one). paho then closes the connection, the broker sends the message again, and one device has silenced the
+    gateway for ever. Such a message is acknowledged and counted instead; nothing of it is used.
+    """
+
+    unreadable = 0
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        try:
+            return super()._handle_publish()
+        except MQTTException:  # MalformedPacket is one
+            self.unreadable += 1
+            packet = bytes(self._in_packet["packet"])
+            qos = (self._in_packet["command"] & 0x06) >> 1
+            after_topic = 2 + int.from_bytes(packet[:2], "big")  # MQTT 5 §3.3.2: topic, packet identifier
+            mid = int.from_bytes(packet[after_topic : after_topic + 2], "big")
+            return self.ack(mid, qos)
+
+
+def new_client(settings: TransportSettings) -> TolerantClient:
     """A client that is not connected.
 
     Raises:
         SetupError: a certificate or key cannot be read.
     """
-    client = paho.Client(
+    client = TolerantClient(
         CallbackAPIVersion.VERSION2,
         client_id=settings.client_id,
         clean_session=None if settings.is_v5 else False,
