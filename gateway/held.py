@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from provisioning.verification import VerifiedIdentity
-
 from provisioning.ids import KeyId
 from provisioning.messages import Message
+from provisioning.verification import VerifiedIdentity
 
 MOST_PER_SESSION: Final = 4
 MOST_IN_ALL: Final = 10_000

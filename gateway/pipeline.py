@@ -14,7 +14,6 @@ from typing import Final, Protocol
 
 import structlog
 from cryptography import x509
-from provisioning.verification import Anchor, TrustAnchors, VerifiedIdentity, check_validity, verify_chain
 
 from gateway.faults import reach
 from gateway.held import HeldMessages
@@ -27,6 +26,7 @@ from provisioning.greeting import Terms, Verdict, decide_message
 from provisioning.ids import KeyId, ProductId, TopicName
 from provisioning.messages import Hello, Message, Reply, Result, decode_chain, parse_message
 from provisioning.topics import Up, UpTopic, parse_up
+from provisioning.verification import Anchor, TrustAnchors, VerifiedIdentity, check_validity, verify_chain
 from provisioning.working import Registry
 from store import facts as store_facts
 from store import registry as store_registry

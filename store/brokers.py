@@ -22,7 +22,7 @@ def note_uptime(tx: Transaction, name: str, uptime_seconds: int, at_ms: int) -> 
         insert = tx.insert(brokers).values(name=name, epoch=1, **values)
         tx.connection.execute(insert.on_conflict_do_nothing(index_elements=[brokers.c.name]))
         return False
-    restarted = uptime_seconds < row.uptime_seconds
+    restarted = bool(uptime_seconds < row.uptime_seconds)
     tx.connection.execute(
         sa.update(brokers)
         .where(brokers.c.name == name)

@@ -1,4 +1,4 @@
-"""Only one process works under an identity: on PostgreSQL a session advisory lock says so, wherever it runs."""
+"""One process per identity: on PostgreSQL a session advisory lock says so, wherever it runs."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,0 +1,214 @@
+"""The service: wires transport, pipeline, housekeeping and API together, and runs until it is told to stop.
+
+On SIGTERM it stops reading, works what it has, commits, publishes, acknowledges, and ends with 0.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from gateway import logs, secrets
+from gateway.faults import reach
+from gateway.housekeeping import Housekeeping
+from gateway.http.server import ApiServer
+from gateway.mqtt.client import Transport, TransportSettings
+from gateway.mqtt.intake import Incoming
+from gateway.pipeline import Pipeline
+from gateway.settings import Settings
+from provisioning.errors import SetupError
+from provisioning.greeting import Terms
+from provisioning.messages import Reply
+from provisioning.sessions import heartbeat_seconds
+from provisioning.topics import Down, topic_of
+from store import identity, migrate
+from store.database import Database, StoreUnavailableError
+from store.ids import new_id
+
+log: Final = structlog.get_logger()
+DRAIN_SECONDS: Final = 0.5
+ROOM_SECONDS: Final = 0.02
+RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+def now_utc() -> datetime:
+    """The clock of the service."""
+    return datetime.now(UTC)
+
+
+def run(settings: Settings) -> int:
+    """Runs a gateway until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0 after a clean end.
+
+    Raises:
+        SetupError: something it needs is missing or in use; nothing was changed.
+        StoreUnavailableError: the database is away at start.
+    """
+    logs.configure(settings.log.level, json_lines=settings.log.json_lines)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_locked(settings.state_directory))
+        database = Database(settings.database.url, pool_size=settings.database.pool_size)
+        stack.callback(database.close)
+        stack.enter_context(identity.held(database, settings.broker.client_id))
+        migrate.upgrade(database)
+        gateway = Gateway(settings, database)
+        gateway.start()
+        _notify("READY=1")
+        log.info("gateway_ready", worker=settings.worker, broker=settings.broker.name, database=str(database))
+        while not stopping.wait(1.0):
+            if not gateway.alive:
+                log.error("worker_died", action="exit")
+                return 1
+        _notify("STOPPING=1")
+        gateway.stop()
+        log.info("gateway_stopped", worker=settings.worker)
+    return 0
+
+
+class Gateway:
+    """One worker's parts, started and stopped together."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        challenge_key = secrets.derive(secrets.load_root_secret(settings.root_secret_file), "challenge v1")
+        broker = settings.broker
+        self.transport: Final = Transport(
+            TransportSettings(
+                host=broker.host,
+                port=broker.port,
+                cafile=broker.cafile,
+                certfile=broker.certfile,
+                keyfile=broker.keyfile,
+                client_id=broker.client_id,
+                group=broker.group,
+                prefix=settings.prefix,
+                session_expiry_seconds=broker.session_expiry_seconds,
+                protocol=broker.protocol,
+                queue_limit=settings.limits.queue_messages,
+                rate_per_minute=settings.limits.messages_per_minute,
+            )
+        )
+        # The interval follows the fleet's size through housekeeping's count; a minute until 30,000 connected.
+        terms = Terms(
+            audience=settings.audience, challenge_key=challenge_key, heartbeat_seconds=heartbeat_seconds(0)
+        )
+        self.pipeline: Final = Pipeline(
+            database,
+            terms=lambda: terms,
+            broker=broker.name,
+            worker=settings.worker,
+            prefix=settings.prefix,
+            new_id=new_id,
+        )
+        self.housekeeping: Final = Housekeeping(
+            database, broker=broker.name, worker=settings.worker, clock=now_utc
+        )
+        self.transport.on_uptime(self.housekeeping.note_uptime)
+        self.api: Final = ApiServer(settings, database, self.transport, self.pipeline)
+        self._stopping = threading.Event()
+        self._room = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ingest", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether messages are being worked."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Starts every part."""
+        self.api.start()
+        self.housekeeping.start()
+        self.transport.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops reading, works what is queued, and ends every part."""
+        self.transport.stop_reading()
+        self._stopping.set()
+        self._thread.join(timeout=60)
+        self.transport.close()
+        self.housekeeping.stop()
+        self.api.stop()
+
+    def _work(self) -> None:
+        while True:
+            batch = self.transport.drain(self._settings.limits.batch_messages, DRAIN_SECONDS)
+            if not batch:
+                if self._stopping.is_set():
+                    return
+                continue
+            replies = self._work_batch(batch)
+            if replies is None:
+                return  # stopped while the database was away: nothing was acknowledged, all comes again
+            answered = [
+                incoming
+                for incoming, reply in zip(batch, replies, strict=True)
+                if reply is None or self._publish(incoming, reply)
+            ]
+            reach("after_publish")
+            for incoming in answered:
+                self.transport.acknowledge(incoming)
+            reach("after_acknowledge")
+
+    def _work_batch(self, batch: Sequence[Incoming]) -> list[Reply | None] | None:
+        attempt = 0
+        while True:
+            try:
+                return self.pipeline.work(batch)
+            except StoreUnavailableError as error:
+                log.warning("database_away", action="batch_waits", cause=str(error))
+            if self._stopping.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]):
+                return None
+            attempt += 1
+
+    def _publish(self, incoming: Incoming, reply: Reply) -> bool:
+        """Publishes a reply. False: its connection is gone; the message comes again and is answered again."""
+        topic = topic_of(reply.topic_name, Down.REPLY, self._settings.prefix)
+        correlation = incoming.correlation if incoming.response_topic == topic else None
+        payload = reply.encode(now_utc())
+        while not self.transport.publish(topic, payload, correlation=correlation):
+            stats = self.transport.stats()
+            if not stats.connected or stats.generation != incoming.generation:
+                return False
+            self._room.wait(ROOM_SECONDS)  # the broker is behind; it will take more in a moment
+        return True
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SetupError(
+                    f"another gateway already runs on state directory {directory}; stop it first, or give "
+                    "this one a state_directory of its own"
+                ) from None
+            yield
+    except OSError as error:
+        raise SetupError(f"state directory {directory} cannot be used: {error}") from error
+
+
+def _notify(state: str) -> None:
+    """Tells systemd (sd_notify(3)); nothing where it did not start us."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+            notifier.sendall(state.encode())

@@ -1,0 +1,309 @@
+"""Every setting of the gateway: one TOML file, and the environment on top of it.
+
+`broker.port = 8884` in the file is `FLEETGATE_BROKER__PORT=8884` in the environment, which wins. Everything but
+`audience` and what identifies this installation at its broker has a safe default; `fleetgate init` writes a file
+that runs as it is. Relative paths count from the folder of the file (without a file: from the current folder).
+docs/settings.md describes each, and a test holds it complete.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from provisioning.errors import SetupError
+from provisioning.topics import DEFAULT_PREFIX, PREFIX_PATTERN
+
+ENVIRONMENT_PREFIX: Final = "FLEETGATE_"
+CONFIG_VARIABLE: Final = "FLEETGATE_CONFIG"
+DEFAULT_FILES: Final = (Path("fleetgate.toml"), Path("/etc/fleetgate/fleetgate.toml"))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+
+class DatabaseSettings(_Section):
+    """Where everything is remembered."""
+
+    url: str = Field(
+        "sqlite:///fleetgate.db",
+        description="`sqlite:///FILE` (a relative file counts from the settings file) or `postgresql://USER@HOST/NAME`",
+    )
+    pool_size: int = Field(
+        8, ge=2, le=200, description="database connections kept open; threads beyond it wait"
+    )
+
+
+class BrokerSettings(_Section):
+    """How the gateway reaches its own listener of the broker, and who it is there."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="host of the broker's listener for the gateway")
+    port: int = Field(8884, ge=1, le=65535, description="port of that listener")
+    cafile: Path = Field(
+        Path("broker/ca.pem"), description="CA that signed the broker's server certificate (PEM)"
+    )
+    certfile: Path = Field(Path("gateway/client.pem"), description="the gateway's client certificate (PEM)")
+    keyfile: Path = Field(Path("gateway/client.key"), description="its private key (PEM)")
+    client_id: str = Field(
+        "",
+        max_length=64,
+        description="secret, stable MQTT client id, one a worker: it names the queue that the broker keeps meanwhile",
+    )
+    group: str = Field(
+        "",
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="secret name of the shared subscription; whoever knows it could take messages away",
+    )
+    name: str = Field("main", min_length=1, max_length=64, description="this broker's name in the database")
+    protocol: Literal["5", "3.1.1"] = Field(
+        "5", description="MQTT version that the gateway speaks: `5` or `3.1.1`"
+    )
+    session_expiry_seconds: int = Field(
+        3600,
+        ge=0,
+        le=0xFFFFFFFE,
+        description="how long the broker queues while this worker is away: an hour or more with one worker, "
+        "about 60 with several",
+    )
+    keepalive_seconds: int = Field(
+        120, ge=10, le=65535, description="MQTT keepalive of the gateway's connection"
+    )
+    capath: Path = Field(
+        Path("broker/capath"),
+        description="folder of the CAs that the device listener trusts; the gateway writes it",
+    )
+
+
+class HttpSettings(_Section):
+    """The HTTP API, metrics and health; and how the command line reaches them."""
+
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on; loopback unless a proxy does TLS"
+    )
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on")
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="where the command line finds the API; by default `http://HOST:PORT` of the two above",
+    )
+    key_file: Path = Field(
+        Path("admin.key"), description="file with the API key that the command line uses; mode 0600"
+    )
+
+    @property
+    def url(self) -> str:
+        """The API's address for a client on this machine, without a slash at its end."""
+        if self.base_url is not None:
+            return self.base_url.rstrip("/")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+class LimitsSettings(_Section):
+    """What bounds memory and time, whatever devices send."""
+
+    batch_messages: int = Field(
+        200, ge=1, le=5000, description="most messages that are worked in one transaction"
+    )
+    queue_messages: int = Field(
+        2000,
+        ge=10,
+        le=100_000,
+        description="messages in memory at which the gateway stops reading from the broker",
+    )
+    hello_rate_per_minute: int = Field(
+        30,
+        ge=1,
+        le=100_000,
+        description="hellos and presences taken from one topic per minute; more are dropped",
+    )
+    hello_burst: int = Field(20, ge=1, le=100_000, description="of which this many may come at once")
+    held_messages: int = Field(
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="presences and progress held for a hello that is still on its way",
+    )
+    drain_seconds: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        description="longest time from SIGTERM to the end, while what is queued is finished",
+    )
+
+
+class LogSettings(_Section):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is written"
+    )
+    as_json: bool = Field(
+        False, alias="json", description="one JSON object a line, for machines; else text for people"
+    )
+    repeat_seconds: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="equal events within this time are counted and not written; 0: write all",
+    )
+
+
+class Settings(BaseSettings):
+    """All settings of one worker. Use `Settings.load`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    audience: str = Field(
+        "localhost",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9._:-]+$",
+        description="name of this gateway in every signed message: the broker's host as devices dial it",
+    )
+    prefix: str = Field(
+        DEFAULT_PREFIX, description="first levels of every topic; also in the broker's ACL files"
+    )
+    state_directory: Path = Field(
+        Path("."), description="folder of secrets, lock and capath; the service's own"
+    )
+    root_secret_file: Path = Field(
+        Path("root.secret"),
+        description="the secret that challenges are derived from; the same for all workers, 0600",
+    )
+    signing_key_file: Path = Field(
+        Path("gateway/signing.key"),
+        description="the gateway's own signing key (P-256, PEM), which devices may pin",
+    )
+    workers: int = Field(1, ge=1, le=16, description="threads that work messages; one batches best on SQLite")
+    database: DatabaseSettings = Field(
+        default_factory=DatabaseSettings, description="where everything is remembered"
+    )
+    broker: BrokerSettings = Field(
+        default_factory=BrokerSettings, description="the broker, and who we are there"
+    )
+    http: HttpSettings = Field(default_factory=HttpSettings, description="the HTTP API, and how to reach it")
+    limits: LimitsSettings = Field(default_factory=LimitsSettings, description="bounds of memory and time")
+    log: LogSettings = Field(default_factory=LogSettings, description="what is written to standard error")
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix(cls, prefix: str) -> str:
+        if PREFIX_PATTERN.fullmatch(prefix) is None:
+            raise ValueError("one to four topic levels of A–Z, a–z, 0–9 and . _ -, joined by /")
+        return prefix
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, whose content is what the constructor is given."""
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Self:
+        """Settings from a file and the environment, with every path made absolute.
+
+        Args:
+            path: the TOML file; by default that of `FLEETGATE_CONFIG`, else the first of `DEFAULT_FILES` that is
+                there, else none.
+
+        Raises:
+            SetupError: the file cannot be read, or a value is wrong: says which, what was got, what is expected.
+        """
+        file = find_file(path)
+        data = {} if file is None else _read(file)
+        try:
+            loaded = cls(**data)
+        except ValidationError as error:
+            raise SetupError(_explain(error, data, file)) from error
+        return loaded._resolved(Path.cwd() if file is None else file.absolute().parent)
+
+    def _resolved(self, base: Path) -> Self:
+        def absolute(section: BaseModel) -> dict[str, Path]:
+            return {
+                name: base / value
+                for name, value in ((name, getattr(section, name)) for name in type(section).model_fields)
+                if isinstance(value, Path)
+            }
+
+        sections = {
+            name: section.model_copy(update=absolute(section))
+            for name in type(self).model_fields
+            if isinstance(section := getattr(self, name), _Section)
+        }
+        database = self.database.url
+        if database.startswith("sqlite:///") and not database.startswith("sqlite:////"):
+            file = database.removeprefix("sqlite:///")
+            if file and not file.startswith(":"):
+                sections["database"] = self.database.model_copy(update={"url": f"sqlite:///{base / file}"})
+        return self.model_copy(update=absolute(self) | sections)
+
+
+def find_file(path: Path | None) -> Path | None:
+    """The settings file: `path`, else `FLEETGATE_CONFIG`, else the first default that is there, else None."""
+    if path is not None:
+        return path
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    return next((candidate for candidate in DEFAULT_FILES if candidate.is_file()), None)
+
+
+def describe(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str, object]]:
+    """Every setting: its dotted name, its description, its default (a Path as it is written in the file)."""
+    for name, info in model.model_fields.items():
+        dotted = prefix + (info.alias or name)
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from describe(kind, f"{dotted}.")
+        else:
+            yield dotted, info.description or "", info.default
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SetupError(f"settings file {file} is not there; `fleetgate init` makes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"settings file {file} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SetupError(f"settings file {file} is not TOML: {error}") from error
+
+
+def _explain(error: ValidationError, data: Mapping[str, Any], file: Path | None) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    variable = ENVIRONMENT_PREFIX + "__".join(place).upper()
+    if any(name.upper() == variable for name in os.environ):
+        where = f"environment variable {variable}"
+    elif file is not None and _holds(data, place):
+        where = str(file)
+    else:
+        where = "the environment"
+    if first["type"] == "extra_forbidden":
+        return f"setting {'.'.join(place)} in {where} is not known; docs/settings.md lists them all"
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"setting {'.'.join(place)} in {where}: got {first['input']!r}, expected {expected}"
+
+
+def _holds(data: object, place: list[str]) -> bool:
+    for part in place:
+        if not isinstance(data, Mapping) or part not in data:
+            return False
+        data = data[part]
+    return True
