@@ -24,9 +24,10 @@ class Held:
 
 
 class HeldMessages:
-    """At most four a session and 10,000 in all; the oldest session goes first. For one thread."""
+    """At most four a session and `most` in all; the oldest session goes first. For one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_IN_ALL) -> None:
+        self._most = most
         self._by_session: OrderedDict[tuple[KeyId, str], list[Held]] = OrderedDict()
         self._count = 0
 
@@ -40,7 +41,7 @@ class HeldMessages:
             return
         kept.append(Held(message=message, identity=identity, at=at))
         self._count += 1
-        while self._count > MOST_IN_ALL:
+        while self._count > self._most:
             _, dropped = self._by_session.popitem(last=False)
             self._count -= len(dropped)
 

@@ -16,7 +16,7 @@ import structlog
 from cryptography import x509
 
 from gateway.faults import reach
-from gateway.held import HeldMessages
+from gateway.held import MOST_IN_ALL, HeldMessages
 from provisioning.certificates import parse_chain, read_facts
 from provisioning.devices import Credential
 from provisioning.envelope import Envelope, PublicKey, load_spki, parse_envelope, verify_envelope
@@ -83,6 +83,7 @@ class Pipeline:
         worker: this worker's name; its counters are its own.
         prefix: of topics.
         new_id: makes numbers for new rows.
+        most_held: messages kept for a hello that has not come yet.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Pipeline:
         worker: str,
         prefix: str,
         new_id: Callable[[], int],
+        most_held: int = MOST_IN_ALL,
     ) -> None:
         self._database = database
         self._terms = terms
@@ -103,7 +105,7 @@ class Pipeline:
         self._new_id = new_id
         self._registry: Registry | None = None
         self._anchors = TrustAnchors(())
-        self._held = HeldMessages()
+        self._held = HeldMessages(most_held)
         self.tally: Final = Tally()
 
     def work(self, batch: Sequence[Delivered]) -> list[Reply | None]:

@@ -34,7 +34,6 @@ from store.database import Database, StoreUnavailableError
 from store.ids import new_id
 
 log: Final = structlog.get_logger()
-DRAIN_SECONDS: Final = 0.5
 ROOM_SECONDS: Final = 0.02
 RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -54,7 +53,7 @@ def run(settings: Settings) -> int:
         SetupError: something it needs is missing or in use; nothing was changed.
         StoreUnavailableError: the database is away at start.
     """
-    logs.configure(settings.log.level, json_lines=settings.log.json_lines)
+    logs.configure(settings.log)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -99,7 +98,9 @@ class Gateway:
                 session_expiry_seconds=broker.session_expiry_seconds,
                 protocol=broker.protocol,
                 queue_limit=settings.limits.queue_messages,
-                rate_per_minute=settings.limits.messages_per_minute,
+                keepalive_seconds=broker.keepalive_seconds,
+                rate_per_minute=settings.limits.hello_rate_per_minute,
+                rate_burst=settings.limits.hello_burst,
             )
         )
         # The interval follows the fleet's size through housekeeping's count; a minute until 30,000 connected.
@@ -113,6 +114,7 @@ class Gateway:
             worker=settings.worker,
             prefix=settings.prefix,
             new_id=new_id,
+            most_held=settings.limits.held_messages,
         )
         self.housekeeping: Final = Housekeeping(
             database, broker=broker.name, worker=settings.worker, clock=now_utc
@@ -146,7 +148,9 @@ class Gateway:
 
     def _work(self) -> None:
         while True:
-            batch = self.transport.drain(self._settings.limits.batch_messages, DRAIN_SECONDS)
+            batch = self.transport.drain(
+                self._settings.limits.batch_messages, self._settings.limits.drain_seconds
+            )
             if not batch:
                 if self._stopping.is_set():
                     return

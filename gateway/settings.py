@@ -183,7 +183,9 @@ class Settings(BaseSettings):
         Path("gateway/signing.key"),
         description="the gateway's own signing key (P-256, PEM), which devices may pin",
     )
-    workers: int = Field(1, ge=1, le=16, description="threads that work messages; one batches best on SQLite")
+    worker: str = Field(
+        "worker-1", pattern="^[A-Za-z0-9._-]{1,64}$", description="this worker's name; its counters bear it"
+    )
     database: DatabaseSettings = Field(
         default_factory=DatabaseSettings, description="where everything is remembered"
     )

@@ -5,6 +5,7 @@ the revision (one row). Every change of a product, a cohort or a CA bumps it in 
 """
 
 from dataclasses import dataclass
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -16,7 +17,7 @@ from store.database import Transaction
 from store.schema import authorities, cohorts, products, revisions
 from store.times import from_ms
 
-_NAME = "registry"
+_NAME: Final = "registry"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ def load_registry(tx: Transaction) -> tuple[Registry, tuple[StoredAuthority, ...
     named: dict[ProductId, dict[str, CohortId]] = {}
     for row in tx.connection.execute(sa.select(cohorts.c.id, cohorts.c.product_id, cohorts.c.name)):
         named.setdefault(ProductId(row.product_id), {})[row.name] = CohortId(row.id)
-    known = {ProductId(row.id): _product(row) for row in tx.connection.execute(sa.select(products))}
+    known = {ProductId(row.id): read_product(row) for row in tx.connection.execute(sa.select(products))}
     stored = tuple(
         StoredAuthority(
             id=AuthorityId(row.id),
@@ -76,7 +77,8 @@ def load_registry(tx: Transaction) -> tuple[Registry, tuple[StoredAuthority, ...
     return Registry(revision=revision, products=known, cohorts=named, authorities=facts), stored
 
 
-def _product(row: sa.Row[tuple[object, ...]]) -> Product:
+def read_product(row: sa.Row[Any]) -> Product:
+    """A row of `products` as its type."""
     return Product(
         id=ProductId(row.id),
         organization_id=OrganizationId(row.organization_id),

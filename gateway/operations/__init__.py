@@ -1,0 +1,1 @@
+"""What operators do: one typed command per verb, each with its check, its change and its audit row."""

@@ -1,0 +1,137 @@
+"""Commands on CAs: register, prove, activate, retire, revoke; and the broker's capath kept in step."""
+
+import secrets
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from gateway.operations.desk import Desk
+from provisioning.access import Principal
+from provisioning.authorities import (
+    CODE_LIFE,
+    AuthorityState,
+    check_unrelated,
+    decide_transition,
+    inspect_authority,
+    new_code,
+    verify_possession,
+)
+from provisioning.errors import ConflictError, InvalidError
+from provisioning.ids import AuthorityId
+from provisioning.products import parse_name
+from store import authorities, products
+from store.authorities import Authority
+
+
+def register(desk: Desk, principal: Principal, *, product: str, name: str, pem: bytes) -> Authority:
+    """Registers a CA for a product, pending, and makes the code to prove it with.
+
+    Raises:
+        InvalidError: the certificate is no CA that we could accept; says why.
+        ConflictError: the name is taken, or the CA is related to another product's.
+    """
+    now = desk.clock()
+    facts = inspect_authority(pem, now)
+    parse_name(name, "CA")
+    number = AuthorityId(desk.new_id())
+    with desk.database.read() as tx:
+        owner = products.load(tx, principal.organization_id, product)
+        others = authorities.list_of_others(tx, owner.id)
+    check_unrelated(
+        facts.certificate, [(other, x509.load_der_x509_certificate(der)) for other, der in others]
+    )
+    try:
+        with desk.database.write() as tx:
+            authorities.create(
+                tx,
+                id=number,
+                product_id=owner.id,
+                name=name,
+                facts=facts,
+                code=new_code(secrets.token_bytes(20)),
+                code_expires_at=now + CODE_LIFE,
+                at=now,
+            )
+            desk.note(
+                tx,
+                principal,
+                "ca.register",
+                number,
+                after={"product": product, "name": name, "fingerprint": facts.fingerprint},
+            )
+    except ConflictError as error:
+        raise ConflictError(
+            f"product {product!r} has a CA {name!r}, or this very certificate, already"
+        ) from error
+    return load(desk, principal, product, name)
+
+
+def load(desk: Desk, principal: Principal, product: str, name: str) -> Authority:
+    """One CA."""
+    with desk.database.read() as tx:
+        return authorities.load(tx, principal.organization_id, product, name)
+
+
+def list_all(desk: Desk, principal: Principal, product: str | None) -> list[Authority]:
+    """The organization's CAs, or one product's."""
+    with desk.database.read() as tx:
+        return authorities.list_all(tx, principal.organization_id, product)
+
+
+def prove(desk: Desk, principal: Principal, product: str, name: str, proof_pem: bytes) -> Authority:
+    """Takes the proof of possession: a certificate with CN = the code, signed by the CA's key.
+
+    Raises:
+        InvalidError: it proves nothing; says why.
+        ConflictError: the CA's key or subject is another product's.
+    """
+    now = desk.clock()
+    authority = load(desk, principal, product, name)
+    if authority.proven_at is not None:
+        return authority
+    if authority.code_expires_at <= now:
+        raise InvalidError(
+            f"the code expired at {authority.code_expires_at.isoformat()}; register the CA under another name",
+            field="proof",
+        )
+    verify_possession(proof_pem, authority.certificate, authority.code, now)
+    try:
+        with desk.database.write() as tx:
+            authorities.prove(tx, authority.id, now)
+            desk.note(tx, principal, "ca.prove", authority.id, after={"proven_at": now.isoformat()})
+    except ConflictError as error:
+        raise ConflictError(
+            "a CA with this key or this subject is registered already; a CA belongs to exactly one product"
+        ) from error
+    return load(desk, principal, product, name)
+
+
+def move(desk: Desk, principal: Principal, product: str, name: str, to: AuthorityState) -> Authority:
+    """Activates, retires or revokes a CA; the broker trusts it, or the gateway refuses it, from then on.
+
+    Raises:
+        TransitionError: its life has no such step.
+    """
+    with desk.database.write() as tx:
+        authority = authorities.load(tx, principal.organization_id, product, name)
+        proven = authority.proven_at is not None
+        decide_transition(authority.state, to, proven=proven or to is AuthorityState.REVOKED)
+        if not proven:
+            raise InvalidError(
+                f"CA {name!r} was never proven, so nothing trusts it; leave it, it expires by itself"
+            )
+        authorities.set_state(tx, authority.id, to)
+        desk.note(
+            tx, principal, f"ca.{to}", authority.id, before={"state": authority.state}, after={"state": to}
+        )
+    sync_capath(desk)
+    return load(desk, principal, product, name)
+
+
+def sync_capath(desk: Desk) -> None:
+    """Makes the broker's capath hold exactly the active and retiring CAs. Repeatable."""
+    if desk.capath is None:
+        return
+    with desk.database.read() as tx:
+        trusted = authorities.list_trusted(tx)
+    desk.capath.sync([x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in trusted])

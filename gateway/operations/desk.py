@@ -1,0 +1,52 @@
+"""Where an operator's command happens: database, clock, numbers, capath; and the audit row of every change."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from gateway.mqtt.capath import CaPath
+from provisioning.access import Principal, Role, check_role
+from store import audit
+from store.database import Database, Transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What commands need. `worker` is whose counters they change."""
+
+    database: Database
+    clock: Callable[[], datetime]
+    new_id: Callable[[], int]
+    capath: CaPath | None
+    broker: str
+    worker: str
+    audience: str
+
+    def note(
+        self,
+        tx: Transaction,
+        principal: Principal,
+        action: str,
+        object_id: int,
+        *,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+    ) -> None:
+        """Appends the audit row of a change, in its transaction; `action` is `noun.verb`.
+
+        Raises:
+            AccessError: the principal is no operator.
+        """
+        check_role(principal, Role.OPERATOR)
+        audit.append(
+            tx,
+            at=self.clock(),
+            organization_id=principal.organization_id,
+            actor=principal.name,
+            action=action,
+            object_type=action.partition(".")[0],
+            object_id=object_id,
+            before=before,
+            after=after,
+        )
