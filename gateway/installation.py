@@ -17,6 +17,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from provisioning.topics import DEFAULT_PREFIX, PREFIX_PATTERN
 
 GATEWAY_NAME: Final = "gateway"  # the user of deploy/mosquitto/gateway.acl
 BROKER_NAME: Final = "main"
+_HOST: Final = re.compile(r"[A-Za-z0-9._:-]{1,253}")  # what `aud` may hold
 _SECRET_BYTES: Final = 16  # group and client id: 128 bits
 _ROOT_SECRET_BYTES: Final = 32
 
@@ -183,13 +185,9 @@ def create_installation(
         raise InvalidError(
             f"{prefix!r} cannot be a topic prefix: up to 4 levels of A–Z a–z 0–9 . _ -", field="prefix"
         )
-    if (
-        not device_host
-        or len(device_host) > 253
-        or not device_host.isascii()
-        or not device_host.isprintable()
-    ):
-        raise InvalidError(f"{device_host!r} is no host name or IP address", field="device_host")
+    for field, name in (("device_host", device_host), ("audience", audience or device_host)):
+        if not _HOST.fullmatch(name):
+            raise InvalidError(f"{name!r} is no host name or IP address", field=field)
     asked = (device_port, gateway_port, http_port)
     free = iter(free_ports(asked.count(0)))
     device_port, gateway_port, http_port = (port or next(free) for port in asked)

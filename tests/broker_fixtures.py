@@ -201,6 +201,10 @@ class Party:
         sock.close()
         self.client.loop_stop()
 
+    def wait_disconnected(self) -> None:
+        """Waits until the broker has ended the connection."""
+        assert self._answers.get(timeout=DEADLINE_SECONDS).startswith("disconnected")
+
     def _wait(self, mid: int) -> int:
         with self._changed:
             assert self._changed.wait_for(lambda: mid in self._done, DEADLINE_SECONDS), f"no answer to {mid}"

@@ -35,7 +35,7 @@ from gateway.mqtt.connection import (
 )
 from gateway.mqtt.intake import Incoming, Intake
 from gateway.mqtt.rates import TopicRates
-from provisioning.errors import InvalidError
+from provisioning.errors import InvalidError, SetupError
 
 __all__ = ["Incoming", "Protocol", "Transport", "TransportSettings", "TransportStats"]
 
@@ -86,7 +86,11 @@ class Transport:
         Raises:
             SetupError: a certificate or key cannot be read.
         """
-        self._client = client = connection.new_client(self._settings)
+        try:
+            self._client = client = connection.new_client(self._settings)
+        except SetupError:
+            self._waker.close()
+            raise
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_subscribe = self._subscribed
@@ -238,7 +242,8 @@ class Transport:
                 while client.socket() is not None and client.want_write():
                     client.loop_write()
                 return
-            reading = self._stopped or not self._intake.full
+            # Acknowledgements of the broker come by the same stream: who waits for them may not wait for us.
+            reading = self._stopped or not self._intake.full or len(self._tokens) > MAX_OUTSTANDING // 2
             # TLS holds decrypted bytes that poll does not see.
             buffered = reading and sock.pending() > 0
             events = self._waker.wait(sock, reading=reading, writing=client.want_write(), block=not buffered)
@@ -323,7 +328,6 @@ class Transport:
 
     def _disconnected(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _more: Any) -> None:
         if not self._closing.is_set():
-            # "Session taken over" means that another process uses this client id.
             self._note_error(f"disconnected: {reason}")
 
     def _puback(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _more: Any) -> None:

@@ -242,7 +242,7 @@ def test_a_packet_far_above_the_limit_ends_the_connection(
 ) -> None:
     with Party(installed_broker, issue("p-1")) as device:
         device.client.publish("fg/v1/p-1/hello", b"x" * 100_000, qos=1)
-        wait_until(lambda: not device.client.is_connected(), "the broker disconnects it")
+        device.wait_disconnected()
     with Party(installed_broker, issue("p-1")) as device:
         device.publish("fg/v1/p-1/hello", b"own")
     assert [incoming.payload for incoming in take(gateway, 1)] == [b"own"]
