@@ -18,13 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
 
-from provisioning.envelope import (
-    MAX_RSA_BITS,
-    MIN_RSA_BITS,
-    PublicKey,
-    check_signing_key,
-    spki_of,
-)
+from provisioning.envelope import MAX_RSA_BITS, MIN_RSA_BITS, PublicKey, check_signing_key, spki_of
 from provisioning.errors import RejectReason, VerificationError
 from provisioning.ids import Fingerprint, KeyId
 from provisioning.topics import is_topic_name
@@ -249,7 +243,7 @@ def check_authority_key(certificate: x509.Certificate, which: str) -> None:
             found = f"a key of kind {type(key).__name__}"
     _refuse(
         RejectReason.KEY_NOT_ALLOWED,
-        f"{which} has {found}; CAs need P-256, P-384, P-521 or RSA keys of {MIN_RSA_BITS}–{MAX_RSA_BITS} bits",
+        f"{which} has {found}; a CA needs P-256, P-384, P-521 or RSA of {MIN_RSA_BITS}–{MAX_RSA_BITS} bits",
     )
 
 
@@ -285,7 +279,7 @@ def check_profile(certificate: x509.Certificate) -> None:
                 if ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
                     _refuse(
                         RejectReason.CERTIFICATE_PROFILE,
-                        "the device's certificate is not for TLS clients: its ExtendedKeyUsage lacks clientAuth",
+                        "the certificate is not for TLS clients: its ExtendedKeyUsage lacks clientAuth",
                     )
             case _:
                 pass
