@@ -19,14 +19,15 @@ from gateway.faults import reach
 from gateway.held import MOST_IN_ALL, HeldMessages
 from provisioning.certificates import parse_chain, read_facts
 from provisioning.devices import Credential
+from provisioning.enrollment import list_claims
 from provisioning.envelope import Envelope, PublicKey, load_spki, parse_envelope, verify_envelope
 from provisioning.errors import FleetgateError, MessageError, RejectReason, VerificationError
 from provisioning.freshness import is_clock_off, make_challenge
 from provisioning.greeting import Terms, Verdict, decide_message
-from provisioning.ids import KeyId, ProductId, TopicName
+from provisioning.ids import KeyId, TopicName
 from provisioning.messages import Hello, Message, Reply, Result, decode_chain, parse_message
 from provisioning.topics import Up, UpTopic, parse_up
-from provisioning.verification import Anchor, TrustAnchors, VerifiedIdentity, check_validity, verify_chain
+from provisioning.verification import TrustAnchors, VerifiedIdentity, check_validity, verify_chain
 from provisioning.working import Registry
 from store import facts as store_facts
 from store import registry as store_registry
@@ -160,8 +161,7 @@ class Pipeline:
         keys = {work.envelope.key_id for work in open_works if work.envelope is not None}
         with self._database.read() as tx:
             if self._registry is None or store_registry.load_revision(tx) != self._registry.revision:
-                self._registry, stored = store_registry.load_registry(tx)
-                self._anchors = _anchors_of(stored)
+                self._registry, self._anchors = store_registry.load_registry(tx)
             known = store_facts.load_credentials(tx, keys)
         for work in open_works:
             try:
@@ -246,7 +246,7 @@ class Pipeline:
             assert work.identity is not None
             keys.add(work.identity.key_id)
             names.add(work.identity.topic_name)
-            identifiers |= _claims(work.identity)
+            identifiers |= list_claims(work.identity)
         locks = [*keys, *(f"{self._broker}/{name}" for name in names), *(f"{p}/{i}" for p, i in identifiers)]
         terms = self._terms()
         verdicts: list[tuple[_Work, Verdict]] = []
@@ -349,29 +349,6 @@ class Pipeline:
 
 class _RegistryChangedError(FleetgateError):
     """Products, cohorts or CAs changed between verification and the transaction."""
-
-
-def _anchors_of(stored: Sequence[store_registry.StoredAuthority]) -> TrustAnchors:
-    return TrustAnchors(
-        Anchor(
-            authority_id=authority.id,
-            product_id=authority.product_id,
-            certificate=x509.load_der_x509_certificate(authority.certificate),
-            key_id=authority.key_id,
-            state=authority.state,
-            legacy=authority.legacy,
-        )
-        for authority in stored
-    )
-
-
-def _claims(identity: VerifiedIdentity) -> set[tuple[ProductId, str]]:
-    """Every identifier that a certificate might claim, whatever source its product has chosen."""
-    certificate = identity.certificate
-    names = {certificate.common_name, *certificate.san_uris, *certificate.san_dns}
-    if certificate.subject_serial_number:
-        names.add(certificate.subject_serial_number)
-    return {(identity.product_id, name) for name in names}
 
 
 def _order(work: _Work) -> tuple[TopicName, str, int]:

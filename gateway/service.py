@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -32,15 +31,11 @@ from provisioning.topics import Down, topic_of
 from store import identity, migrate
 from store.database import Database, StoreUnavailableError
 from store.ids import new_id
+from store.times import now_utc
 
 log: Final = structlog.get_logger()
 ROOM_SECONDS: Final = 0.02
 RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
-
-
-def now_utc() -> datetime:
-    """The clock of the service."""
-    return datetime.now(UTC)
 
 
 def run(settings: Settings) -> int:

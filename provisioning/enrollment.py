@@ -19,7 +19,7 @@ from provisioning.decision import Rule, first_failed
 from provisioning.devices import Credential, CredentialState, Device, DeviceState
 from provisioning.envelope import load_spki, previous_statement, verify_signature
 from provisioning.errors import RejectReason, VerificationError
-from provisioning.ids import CredentialId, DeviceId, TopicName
+from provisioning.ids import CredentialId, DeviceId, ProductId, TopicName
 from provisioning.messages import Hello
 from provisioning.products import EnrollmentMode, IdentifierSource, Product
 from provisioning.statistics import Event, EventKind
@@ -61,6 +61,15 @@ class Enrollment:
         else:
             self.failed(name, reason, no)
         return ok
+
+
+def list_claims(identity: VerifiedIdentity) -> set[tuple[ProductId, str]]:
+    """Every identifier that an identity might claim, whatever source its product has chosen."""
+    certificate = identity.certificate
+    names = {certificate.common_name, *certificate.san_uris, *certificate.san_dns}
+    if certificate.subject_serial_number:
+        names.add(certificate.subject_serial_number)
+    return {(identity.product_id, name) for name in names}
 
 
 def decide_enrollment(

@@ -61,7 +61,7 @@ def create(
             key_id=facts.key_id,
             fingerprint=facts.fingerprint,
             subject=facts.subject,
-            subject_sha256=facts.subject_sha256,
+            subject_sha256=facts.subject_der_sha256,
             certificate=facts.der,
             legacy=facts.legacy,
             code=code,

@@ -4,33 +4,21 @@ They fit in memory by far and change rarely, so every worker keeps a copy and as
 the revision (one row). Every change of a product, a cohort or a CA bumps it in its own transaction.
 """
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
+from cryptography import x509
 
 from provisioning.authorities import AuthorityState
 from provisioning.ids import AuthorityId, CohortId, KeyId, OrganizationId, ProductId
 from provisioning.products import JitpSettings, Product
+from provisioning.verification import Anchor, TrustAnchors
 from provisioning.working import AuthorityFact, Registry
 from store.database import Transaction
 from store.schema import authorities, cohorts, products, revisions
 from store.times import from_ms
 
 _NAME: Final = "registry"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredAuthority:
-    """A registered CA, as verification needs it."""
-
-    id: AuthorityId
-    product_id: ProductId
-    name: str
-    state: AuthorityState
-    key_id: KeyId
-    certificate: bytes
-    legacy: bool
 
 
 def load_revision(tx: Transaction) -> int:
@@ -47,34 +35,31 @@ def bump_revision(tx: Transaction) -> None:
     )
 
 
-def load_registry(tx: Transaction) -> tuple[Registry, tuple[StoredAuthority, ...]]:
-    """Everything, at one revision."""
+def load_registry(tx: Transaction) -> tuple[Registry, TrustAnchors]:
+    """Everything, at one revision; the CAs both as facts and, the proven ones, as what chains may lead to."""
     revision = load_revision(tx)
     named: dict[ProductId, dict[str, CohortId]] = {}
     for row in tx.connection.execute(sa.select(cohorts.c.id, cohorts.c.product_id, cohorts.c.name)):
         named.setdefault(ProductId(row.product_id), {})[row.name] = CohortId(row.id)
     known = {ProductId(row.id): read_product(row) for row in tx.connection.execute(sa.select(products))}
-    stored = tuple(
-        StoredAuthority(
-            id=AuthorityId(row.id),
-            product_id=ProductId(row.product_id),
-            name=row.name,
-            state=AuthorityState(row.state),
-            key_id=KeyId(row.key_id),
-            certificate=row.certificate,
-            legacy=row.legacy,
+    facts: dict[AuthorityId, AuthorityFact] = {}
+    anchors: list[Anchor] = []
+    proven = sa.select(authorities).where(authorities.c.proven_at.is_not(None)).order_by(authorities.c.id)
+    for row in tx.connection.execute(proven):
+        number, product_id, state = AuthorityId(row.id), ProductId(row.product_id), AuthorityState(row.state)
+        facts[number] = AuthorityFact(id=number, product_id=product_id, name=row.name, state=state)
+        anchors.append(
+            Anchor(
+                authority_id=number,
+                product_id=product_id,
+                certificate=x509.load_der_x509_certificate(row.certificate),
+                key_id=KeyId(row.key_id),
+                state=state,
+                legacy=row.legacy,
+            )
         )
-        for row in tx.connection.execute(
-            sa.select(authorities).where(authorities.c.proven_at.is_not(None)).order_by(authorities.c.id)
-        )
-    )
-    facts = {
-        authority.id: AuthorityFact(
-            id=authority.id, product_id=authority.product_id, name=authority.name, state=authority.state
-        )
-        for authority in stored
-    }
-    return Registry(revision=revision, products=known, cohorts=named, authorities=facts), stored
+    registry = Registry(revision=revision, products=known, cohorts=named, authorities=facts)
+    return registry, TrustAnchors(anchors)
 
 
 def read_product(row: sa.Row[Any]) -> Product:

@@ -19,3 +19,8 @@ def from_ms(ms: None) -> None: ...
 def from_ms(ms: int | None) -> datetime | None:
     """The aware UTC time of `ms` milliseconds since 1970; None for none."""
     return None if ms is None else _ZERO + ms * _MILLISECOND
+
+
+def now_utc() -> datetime:
+    """The system's clock, aware."""
+    return datetime.now(UTC)

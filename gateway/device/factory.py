@@ -277,7 +277,7 @@ def _usage(*, sign_certificates: bool, digital_signature: bool) -> x509.KeyUsage
     )
 
 
-def _hash_for(key: PrivateKey) -> hashes.HashAlgorithm | None:
+def _hash_for(key: PrivateKey) -> hashes.SHA256 | None:
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return None
     return hashes.SHA256()

@@ -1,6 +1,8 @@
 """Commands on CAs: register, prove, activate, retire, revoke; and the broker's capath kept in step."""
 
 import secrets
+from datetime import timedelta
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -8,7 +10,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gateway.operations.desk import Desk
 from provisioning.access import Principal
 from provisioning.authorities import (
-    CODE_LIFE,
     AuthorityState,
     check_unrelated,
     decide_transition,
@@ -22,6 +23,8 @@ from provisioning.products import parse_name
 from store import authorities, products
 from store.authorities import Authority
 
+CODE_LIFE: Final = timedelta(hours=24)
+
 
 def register(desk: Desk, principal: Principal, *, product: str, name: str, pem: bytes) -> Authority:
     """Registers a CA for a product, pending, and makes the code to prove it with.
@@ -31,7 +34,7 @@ def register(desk: Desk, principal: Principal, *, product: str, name: str, pem: 
         ConflictError: the name is taken, or the CA is related to another product's.
     """
     now = desk.clock()
-    facts = inspect_authority(pem, now)
+    facts = inspect_authority(pem, now=now)
     parse_name(name, "CA")
     number = AuthorityId(desk.new_id())
     with desk.database.read() as tx:
@@ -91,7 +94,7 @@ def prove(desk: Desk, principal: Principal, product: str, name: str, proof_pem: 
         return authority
     if authority.code_expires_at <= now:
         raise InvalidError(
-            f"the code expired at {authority.code_expires_at.isoformat()}; register the CA under another name",
+            f"the code expired at {authority.code_expires_at.isoformat()}; register the CA anew",
             field="proof",
         )
     verify_possession(proof_pem, authority.certificate, authority.code, now)

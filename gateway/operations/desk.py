@@ -1,4 +1,4 @@
-"""Where an operator's command happens: database, clock, numbers, capath; and the audit row of every change."""
+"""Where operators' commands happen: database, clock, numbers, capath; and the audit row of each change."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

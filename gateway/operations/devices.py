@@ -1,23 +1,32 @@
 """Commands on devices and the inbox, and figures."""
 
-from typing import Any
+from typing import Any, Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.operations.desk import Desk
 from provisioning.access import Principal
-from provisioning.decision import Rule
+from provisioning.certificates import parse_chain
+from provisioning.decision import Rule, first_failed
 from provisioning.devices import ConnectionState, DeviceState
-from provisioning.enrollment import decide_enrollment
-from provisioning.errors import InvalidError, TransitionError
+from provisioning.enrollment import decide_enrollment, list_claims
+from provisioning.errors import InvalidError, RejectReason, TransitionError, VerificationError
 from provisioning.ids import DeviceId, KeyId
 from provisioning.sessions import end_connection
 from provisioning.statistics import Event, EventKind
-from provisioning.verification import Anchor, TrustAnchors, explain_chain
+from provisioning.verification import explain_chain, verify_chain
 from provisioning.working import WorkingSet
 from store import devices, facts, registry, reports, writer
 from store.database import Transaction
 from store.devices import DeviceView, InboxItem
+
+FOREIGN_CA: Final = Rule(
+    name="registered_ca",
+    passed=False,
+    detail="no CA of this organization signed the certificate",
+    reason=RejectReason.UNKNOWN_CA,
+)
 
 
 def list_all(
@@ -109,44 +118,28 @@ def check_certificate(desk: Desk, principal: Principal, pem: bytes) -> list[Rule
     """
     now = desk.clock()
     try:
-        chain = tuple(x509.load_pem_x509_certificates(pem))
+        ders = [one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(pem)]
     except ValueError as error:
         raise InvalidError(f"this is not a PEM certificate: {error}", field="certificate") from error
-    if not 1 <= len(chain) <= 3:
-        raise InvalidError(f"a chain has 1–3 certificates, leaf first; got {len(chain)}", field="certificate")
+    try:
+        chain = parse_chain(ders)
+    except VerificationError as error:
+        return [Rule(name="certificate", passed=False, detail=error.detail, reason=error.reason)]
     with desk.database.read() as tx:
-        known, stored = registry.load_registry(tx)
-        mine = {
-            product.id
-            for product in known.products.values()
-            if product.organization_id == principal.organization_id
-        }
-        anchors = TrustAnchors(
-            Anchor(
-                authority_id=authority.id,
-                product_id=authority.product_id,
-                certificate=x509.load_der_x509_certificate(authority.certificate),
-                key_id=authority.key_id,
-                state=authority.state,
-                legacy=authority.legacy,
-            )
-            for authority in stored
-            if authority.product_id in mine
-        )
-        rules, identity = explain_chain(chain, anchors, now)
-        if identity is None:
+        known, anchors = registry.load_registry(tx)
+        rules = explain_chain(chain, anchors, now)
+        if first_failed(rules) is not None:
             return rules
-        certificate = identity.certificate
-        names = {certificate.common_name, *certificate.san_uris, *certificate.san_dns}
-        if certificate.subject_serial_number:
-            names.add(certificate.subject_serial_number)
+        identity = verify_chain(chain, anchors, now)
+        if known.products[identity.product_id].organization_id != principal.organization_id:
+            return [FOREIGN_CA]
         working = facts.load_working_set(
             tx,
             known,
             broker=desk.broker,
             worker=desk.worker,
             keys=[identity.key_id],
-            identifiers=[(identity.product_id, name) for name in names],
+            identifiers=list_claims(identity),
             topic_names=[identity.topic_name],
         )
     result = decide_enrollment(

@@ -1,0 +1,168 @@
+"""The application: `/api/v1` behind an API key; health and metrics without one, for the loopback listener."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.http import problems, views
+from gateway.operations import authorities, devices, products
+from gateway.operations.desk import Desk
+from provisioning.access import Principal, hash_key
+from provisioning.authorities import AuthorityState
+from provisioning.errors import AccessError, InvalidError
+from provisioning.ids import DeviceId
+from provisioning.products import parse_jitp
+from store import organizations
+
+
+def create_app(
+    desk: Desk,
+    *,
+    is_ready: Callable[[], dict[str, bool]] = dict,
+    render_metrics: Callable[[], bytes] = bytes,
+) -> FastAPI:
+    """The API over one desk.
+
+    Args:
+        is_ready: each part by name, and whether it works.
+        render_metrics: in Prometheus' text format.
+    """
+    app = FastAPI(title="Fleetgate", version="1", docs_url="/api/docs", openapi_url="/api/openapi.json")
+    problems.install(app)
+
+    def authenticate(request: Request) -> Principal:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise AccessError("send `Authorization: Bearer KEY`; `fleetgate init` made one")
+        with desk.database.read() as tx:
+            principal = organizations.find_principal(tx, hash_key(key.strip()), desk.clock())
+        if principal is None:
+            raise AccessError("this key is unknown, expired or revoked")
+        return principal
+
+    who = Annotated[Principal, Depends(authenticate)]
+    router = APIRouter(prefix="/api/v1")
+
+    @router.post("/products", status_code=201)
+    def create_product(principal: who, body: views.NewProduct) -> views.ProductOut:
+        made = products.create(desk, principal, name=body.name, description=body.description, tags=body.tags)
+        return views.ProductOut.of(made)
+
+    @router.get("/products")
+    def list_products(principal: who) -> list[views.ProductOut]:
+        return [views.ProductOut.of(product) for product in products.list_all(desk, principal)]
+
+    @router.get("/products/{product}")
+    def show_product(principal: who, product: str) -> views.ProductOut:
+        return views.ProductOut.of(products.load(desk, principal, product))
+
+    @router.put("/products/{product}/jitp")
+    def set_jitp(principal: who, product: str, body: dict[str, Any]) -> views.ProductOut:
+        return views.ProductOut.of(products.set_jitp(desk, principal, product, parse_jitp(body)))
+
+    @router.post("/products/{product}/cohorts", status_code=201)
+    def create_cohort(principal: who, product: str, body: views.NewCohort) -> views.CohortOut:
+        made = products.create_cohort(
+            desk, principal, product=product, name=body.name, description=body.description
+        )
+        return views.CohortOut.of(made)
+
+    @router.get("/products/{product}/cohorts")
+    def list_cohorts(principal: who, product: str) -> list[views.CohortOut]:
+        return [views.CohortOut.of(cohort) for cohort in products.list_cohorts(desk, principal, product)]
+
+    @router.get("/cas")
+    def list_authorities(principal: who, product: str | None = None) -> list[views.AuthorityOut]:
+        return [views.AuthorityOut.of(one) for one in authorities.list_all(desk, principal, product)]
+
+    @router.post("/products/{product}/cas", status_code=201)
+    def register_authority(principal: who, product: str, body: views.NewAuthority) -> views.AuthorityOut:
+        made = authorities.register(
+            desk, principal, product=product, name=body.name, pem=body.certificate.encode()
+        )
+        return views.AuthorityOut.of(made)
+
+    @router.post("/products/{product}/cas/{name}/proof")
+    def prove_authority(principal: who, product: str, name: str, body: views.Proof) -> views.AuthorityOut:
+        proof = body.certificate.encode()
+        return views.AuthorityOut.of(authorities.prove(desk, principal, product, name, proof))
+
+    @router.post("/products/{product}/cas/{name}/{verb}")
+    def move_authority(principal: who, product: str, name: str, verb: str) -> views.AuthorityOut:
+        states = {
+            "activate": AuthorityState.ACTIVE,
+            "retire": AuthorityState.RETIRING,
+            "revoke": AuthorityState.REVOKED,
+        }
+        if verb not in states:
+            raise InvalidError(f"a CA can be {', '.join(states)}d; got {verb!r}", field="verb")
+        return views.AuthorityOut.of(authorities.move(desk, principal, product, name, states[verb]))
+
+    @router.get("/devices")
+    def list_devices(
+        principal: who,
+        product: str | None = None,
+        cohort: str | None = None,
+        state: str | None = None,
+        cursor: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> views.DevicePage:
+        if cursor is not None and not (cursor.isdigit() and int(cursor) < 1 << 63):
+            raise InvalidError("this is no cursor of ours", field="cursor")
+        found = devices.list_all(
+            desk,
+            principal,
+            product=product,
+            cohort=cohort,
+            state=state,
+            after=None if cursor is None else DeviceId(int(cursor)),
+            limit=limit,
+        )
+        following = str(found[-1].device.id) if len(found) == limit else None
+        return views.DevicePage(items=[views.DeviceOut.of(view) for view in found], next=following)
+
+    @router.get("/devices/{device}")
+    def show_device(principal: who, device: str) -> views.DeviceOut:
+        return views.DeviceOut.of(devices.find(desk, principal, device))
+
+    @router.post("/devices/{device}/block")
+    def block_device(principal: who, device: str) -> views.DeviceOut:
+        return views.DeviceOut.of(devices.set_blocked(desk, principal, device, blocked=True))
+
+    @router.post("/devices/{device}/unblock")
+    def unblock_device(principal: who, device: str) -> views.DeviceOut:
+        return views.DeviceOut.of(devices.set_blocked(desk, principal, device, blocked=False))
+
+    @router.get("/inbox")
+    def list_inbox(
+        principal: who, reason: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> list[views.InboxOut]:
+        return [views.InboxOut.of(item) for item in devices.list_inbox(desk, principal, reason, limit)]
+
+    @router.get("/stats")
+    def show_figures(principal: who) -> dict[str, Any]:
+        return devices.load_figures(desk, principal)
+
+    @router.post("/certificates/check")
+    def check_certificate(principal: who, body: views.CertificateToCheck) -> list[views.RuleOut]:
+        rules = devices.check_certificate(desk, principal, body.certificate.encode())
+        return [views.RuleOut.of(rule) for rule in rules]
+
+    app.include_router(router)
+
+    @app.get("/healthz", include_in_schema=False)
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", include_in_schema=False)
+    def readyz() -> JSONResponse:
+        parts = is_ready()
+        return JSONResponse(parts, status_code=200 if all(parts.values()) else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        return Response(render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app

@@ -1,0 +1,66 @@
+"""Errors as problem documents (RFC 9457): one type per class of error, the detail a person can act on."""
+
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from provisioning.errors import (
+    AccessError,
+    ConflictError,
+    FleetgateError,
+    InvalidError,
+    NotFoundError,
+    TransitionError,
+)
+from store.database import StoreUnavailableError
+
+MEDIA_TYPE: Final = "application/problem+json"
+_KINDS: Final[tuple[tuple[type[FleetgateError], int, str, str], ...]] = (
+    (InvalidError, 422, "invalid", "The input breaks a rule"),
+    (NotFoundError, 404, "not_found", "There is no such object"),
+    (ConflictError, 409, "conflict", "It collides with what is there"),
+    (TransitionError, 409, "transition", "The object's life has no such step"),
+    (StoreUnavailableError, 503, "database_away", "The database is not available"),
+)
+
+
+def problem(status: int, kind: str, title: str, detail: str, **more: object) -> JSONResponse:
+    """A problem document; `kind` is stable and documented in docs/errors.md."""
+    body = {
+        "type": f"urn:fleetgate:problem:{kind}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        **more,
+    }
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of `app` a problem document."""
+
+    @app.exception_handler(FleetgateError)
+    def _ours(_: Request, error: FleetgateError) -> JSONResponse:
+        if isinstance(error, AccessError):
+            known = "API key" in str(error)
+            return problem(403 if known else 401, "access", "Not allowed", str(error))
+        for kind, status, word, title in _KINDS:
+            if isinstance(error, kind):
+                field = getattr(error, "field", None)
+                return problem(status, word, title, str(error), **({"field": field} if field else {}))
+        return problem(500, "internal", "Something failed here", "see the gateway's log")
+
+    @app.exception_handler(RequestValidationError)
+    def _shape(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return problem(422, "invalid", "The input breaks a rule", f"{place}: {first['msg']}", field=place)
+
+    @app.exception_handler(HTTPException)
+    def _plain(_: Request, error: HTTPException) -> JSONResponse:
+        kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
+        return problem(error.status_code, kind, str(error.detail), str(error.detail))

@@ -1,0 +1,222 @@
+"""What the API takes and gives, as models; numbers of objects are strings (JavaScript loses large ones)."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from provisioning.decision import Rule
+from provisioning.products import Cohort, Product
+from store.authorities import Authority
+from store.devices import DeviceView, InboxItem
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewProduct(_Body):
+    """A product to make."""
+
+    name: str
+    description: str = ""
+    tags: list[str] = Field(default_factory=list)
+
+
+class NewCohort(_Body):
+    """A cohort to make."""
+
+    name: str
+    description: str = ""
+
+
+class NewAuthority(_Body):
+    """A CA to register."""
+
+    name: str
+    certificate: str = Field(description="PEM")
+
+
+class Proof(_Body):
+    """The proof of possession of a CA's key."""
+
+    certificate: str = Field(description="PEM; CN is the code, signed by the CA")
+
+
+class CertificateToCheck(_Body):
+    """A device's certificate to try."""
+
+    certificate: str = Field(description="PEM, leaf first, with intermediates")
+
+
+class ProductOut(BaseModel):
+    """A product."""
+
+    id: str
+    name: str
+    description: str
+    tags: list[str]
+    jitp: dict[str, Any]
+    enrolled: int
+    archived_at: datetime | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, product: Product) -> "ProductOut":
+        """From the type of the core."""
+        return cls(
+            id=str(product.id),
+            name=product.name,
+            description=product.description,
+            tags=list(product.tags),
+            jitp=product.jitp.model_dump(mode="json"),
+            enrolled=product.enrolled,
+            archived_at=product.archived_at,
+            created_at=product.created_at,
+        )
+
+
+class CohortOut(BaseModel):
+    """A cohort."""
+
+    id: str
+    name: str
+    description: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, cohort: Cohort) -> "CohortOut":
+        """From the type of the core."""
+        return cls(
+            id=str(cohort.id), name=cohort.name, description=cohort.description, created_at=cohort.created_at
+        )
+
+
+class AuthorityOut(BaseModel):
+    """A CA. `code` is there until it is proven."""
+
+    id: str
+    product: str
+    name: str
+    state: str
+    subject: str
+    key_id: str
+    fingerprint: str
+    legacy: bool
+    code: str | None
+    code_expires_at: datetime | None
+    proven_at: datetime | None
+    not_before: datetime
+    not_after: datetime
+
+    @classmethod
+    def of(cls, authority: Authority) -> "AuthorityOut":
+        """From the store's type."""
+        open_code = authority.proven_at is None
+        return cls(
+            id=str(authority.id),
+            product=authority.product,
+            name=authority.name,
+            state=authority.state,
+            subject=authority.subject,
+            key_id=authority.key_id,
+            fingerprint=authority.fingerprint,
+            legacy=authority.legacy,
+            code=authority.code if open_code else None,
+            code_expires_at=authority.code_expires_at if open_code else None,
+            proven_at=authority.proven_at,
+            not_before=authority.not_before,
+            not_after=authority.not_after,
+        )
+
+
+class DeviceOut(BaseModel):
+    """A device."""
+
+    id: str
+    product: str
+    cohort: str | None
+    identifier: str
+    topic_name: str | None
+    state: str
+    connection: str | None
+    last_seen_at: datetime | None
+    tags: list[str]
+    attributes: dict[str, Any]
+    hardware_model: str
+    hardware_revision: str
+    firmware_version: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, view: DeviceView) -> "DeviceOut":
+        """From the store's type."""
+        device = view.device
+        return cls(
+            id=str(device.id),
+            product=view.product,
+            cohort=view.cohort,
+            identifier=device.identifier,
+            topic_name=device.topic_name,
+            state=device.state,
+            connection=view.connection,
+            last_seen_at=view.last_seen_at,
+            tags=list(device.tags),
+            attributes=dict(device.attributes),
+            hardware_model=device.hardware_model,
+            hardware_revision=device.hardware_revision,
+            firmware_version=device.firmware_version,
+            created_at=device.created_at,
+        )
+
+
+class DevicePage(BaseModel):
+    """A page of devices; `next` is the cursor of the one after, null at the end."""
+
+    items: list[DeviceOut]
+    next: str | None
+
+
+class InboxOut(BaseModel):
+    """Refusals of what was proven, grouped."""
+
+    id: str
+    product: str
+    reason: str
+    identifier: str
+    topic_name: str
+    key_id: str
+    detail: str
+    seen: int
+    first_at: datetime
+    last_at: datetime
+
+    @classmethod
+    def of(cls, item: InboxItem) -> "InboxOut":
+        """From the store's type."""
+        return cls(
+            id=str(item.id),
+            product=item.product,
+            reason=item.reason,
+            identifier=item.identifier,
+            topic_name=item.topic_name,
+            key_id=item.key_id,
+            detail=item.detail,
+            seen=item.seen,
+            first_at=item.first_at,
+            last_at=item.last_at,
+        )
+
+
+class RuleOut(BaseModel):
+    """One check of a decision."""
+
+    name: str
+    passed: bool | None
+    detail: str
+    reason: str | None
+
+    @classmethod
+    def of(cls, rule: Rule) -> "RuleOut":
+        """From the type of the core."""
+        return cls(name=rule.name, passed=rule.passed, detail=rule.detail, reason=rule.reason)

@@ -1,0 +1,49 @@
+"""Metrics in Prometheus' text format, read from what the parts count anyway; no label holds a device."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.mqtt.client import TransportStats
+from gateway.pipeline import Tally
+
+
+class _Snapshot(Collector):
+    def __init__(self, transport: TransportStats, tally: Tally) -> None:
+        self._transport = transport
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, from one look at the parts."""
+        stats, tally = self._transport, self._tally
+        yield GaugeMetricFamily("fleetgate_broker_connected", "1 while connected", float(stats.connected))
+        yield GaugeMetricFamily("fleetgate_queue_messages", "Messages waiting for a worker", stats.queued)
+        yield CounterMetricFamily("fleetgate_queue_pauses", "Times that reading stopped", stats.pauses)
+        yield CounterMetricFamily(
+            "fleetgate_rate_limited", "Messages over the rate limit", stats.rate_limited
+        )
+        yield CounterMetricFamily("fleetgate_batches", "Batches worked", tally.batches)
+        yield CounterMetricFamily("fleetgate_set_aside", "Messages set aside", tally.set_aside)
+        messages = CounterMetricFamily("fleetgate_messages", "Messages by verb", labels=["verb"])
+        for verb, count in tally.messages.copy().items():
+            messages.add_metric([verb], count)
+        yield messages
+        replies = CounterMetricFamily("fleetgate_replies", "Replies", labels=["result", "reason"])
+        for (result, reason), count in tally.replies.copy().items():
+            replies.add_metric([result, reason], count)
+        yield replies
+        unproven = CounterMetricFamily(
+            "fleetgate_unproven", "Messages that proved nothing", labels=["reason"]
+        )
+        for reason, count in tally.unproven.copy().items():
+            unproven.add_metric([reason], count)
+        yield unproven
+
+
+def render(transport: TransportStats, tally: Tally) -> bytes:
+    """Everything, as text."""
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(transport, tally))
+    return generate_latest(registry)
