@@ -103,21 +103,17 @@ def list_of_others(tx: Transaction, product_id: ProductId) -> list[tuple[str, by
     return [(row.name, row.certificate) for row in tx.connection.execute(query)]
 
 
-def load(tx: Transaction, organization_id: OrganizationId, product: str, name: str) -> Authority:
-    """The CA of that name.
+def load(tx: Transaction, organization_id: OrganizationId, id: AuthorityId) -> Authority:
+    """The CA of that number.
 
     Raises:
-        NotFoundError: the product has none.
+        NotFoundError: the organization has none.
     """
     row = tx.connection.execute(
-        _query().where(
-            products.c.organization_id == organization_id,
-            products.c.name == product,
-            authorities.c.name == name,
-        )
+        _query().where(products.c.organization_id == organization_id, authorities.c.id == id)
     ).one_or_none()
     if row is None:
-        raise NotFoundError(f"product {product!r} has no CA {name!r}; `fleetgate ca list` shows them")
+        raise NotFoundError(f"there is no CA {id}; `fleetgate ca list` shows those that there are")
     return _read(row)
 
 

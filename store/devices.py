@@ -100,7 +100,12 @@ def list_keys(tx: Transaction, device_id: DeviceId) -> list[str]:
 
 
 def list_inbox(
-    tx: Transaction, organization_id: OrganizationId, *, reason: str | None = None, limit: int = 100
+    tx: Transaction,
+    organization_id: OrganizationId,
+    *,
+    product: str | None = None,
+    reason: str | None = None,
+    limit: int = 100,
 ) -> list[InboxItem]:
     """The inbox, the newest first."""
     query = (
@@ -108,6 +113,8 @@ def list_inbox(
         .join(products, products.c.id == inbox.c.product_id)
         .where(products.c.organization_id == organization_id)
     )
+    if product is not None:
+        query = query.where(products.c.name == product)
     if reason is not None:
         query = query.where(inbox.c.reason == reason)
     return [

@@ -10,13 +10,18 @@ from store.database import Transaction
 from store.schema import cohorts, counters, products
 
 
-def load_figures(tx: Transaction, organization_id: OrganizationId) -> dict[str, Any]:
-    """The organization's figures.
+def load_figures(
+    tx: Transaction, organization_id: OrganizationId, product: str | None = None
+) -> dict[str, Any]:
+    """The organization's figures, or only one product's.
 
     Returns:
         `totals`, and `products` by name, each with `devices` by state, `connected`, `firmware` by version,
         `connects` and `disconnects` by word, `enrollments`, `refusals` by reason, and the same by `cohorts`.
     """
+    scope = products.c.organization_id == organization_id
+    if product is not None:
+        scope = sa.and_(scope, products.c.name == product)
     value = sa.func.sum(counters.c.value).label("value")
     rows = tx.connection.execute(
         sa.select(
@@ -31,19 +36,17 @@ def load_figures(tx: Transaction, organization_id: OrganizationId) -> dict[str, 
                 cohorts, cohorts.c.id == counters.c.cohort_id
             )
         )
-        .where(products.c.organization_id == organization_id, counters.c.bucket == ALL_TIME)
+        .where(scope, counters.c.bucket == ALL_TIME)
         .group_by(products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
         .order_by(products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
     )
     total = _empty()
-    names = tx.connection.execute(
-        sa.select(products.c.name).where(products.c.organization_id == organization_id)
-    ).scalars()
+    names = tx.connection.execute(sa.select(products.c.name).where(scope)).scalars()
     by_product: dict[str, dict[str, Any]] = {name: {**_empty(), "cohorts": {}} for name in sorted(names)}
     for row in rows:
-        product = by_product[row.product]
-        cohort = product["cohorts"].setdefault(row.cohort or "none", _empty())
-        for figures in (total, product, cohort):
+        figures_of = by_product[row.product]
+        cohort = figures_of["cohorts"].setdefault(row.cohort or "none", _empty())
+        for figures in (total, figures_of, cohort):
             _add(figures, row.name, row.word, int(row.value))
     return {"totals": total, "products": by_product}
 

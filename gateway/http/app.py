@@ -11,8 +11,8 @@ from gateway.operations import authorities, devices, products
 from gateway.operations.desk import Desk
 from provisioning.access import Principal, hash_key
 from provisioning.authorities import AuthorityState
-from provisioning.errors import AccessError, InvalidError
-from provisioning.ids import DeviceId
+from provisioning.errors import AccessError
+from provisioning.ids import AuthorityId, DeviceId
 from provisioning.products import parse_jitp
 from store import organizations
 
@@ -73,32 +73,48 @@ def create_app(
     def list_cohorts(principal: who, product: str) -> list[views.CohortOut]:
         return [views.CohortOut.of(cohort) for cohort in products.list_cohorts(desk, principal, product)]
 
-    @router.get("/cas")
+    @router.get("/authorities")
     def list_authorities(principal: who, product: str | None = None) -> list[views.AuthorityOut]:
         return [views.AuthorityOut.of(one) for one in authorities.list_all(desk, principal, product)]
 
-    @router.post("/products/{product}/cas", status_code=201)
+    @router.post("/products/{product}/authorities", status_code=201)
     def register_authority(principal: who, product: str, body: views.NewAuthority) -> views.AuthorityOut:
         made = authorities.register(
             desk, principal, product=product, name=body.name, pem=body.certificate.encode()
         )
         return views.AuthorityOut.of(made)
 
-    @router.post("/products/{product}/cas/{name}/proof")
-    def prove_authority(principal: who, product: str, name: str, body: views.Proof) -> views.AuthorityOut:
+    @router.post("/authorities/{authority}/prove")
+    def prove_authority(principal: who, authority: views.Number, body: views.Proof) -> views.AuthorityOut:
         proof = body.certificate.encode()
-        return views.AuthorityOut.of(authorities.prove(desk, principal, product, name, proof))
+        return views.AuthorityOut.of(authorities.prove(desk, principal, AuthorityId(authority), proof))
 
-    @router.post("/products/{product}/cas/{name}/{verb}")
-    def move_authority(principal: who, product: str, name: str, verb: str) -> views.AuthorityOut:
-        states = {
-            "activate": AuthorityState.ACTIVE,
-            "retire": AuthorityState.RETIRING,
-            "revoke": AuthorityState.REVOKED,
-        }
-        if verb not in states:
-            raise InvalidError(f"a CA can be {', '.join(states)}d; got {verb!r}", field="verb")
-        return views.AuthorityOut.of(authorities.move(desk, principal, product, name, states[verb]))
+    @router.post("/authorities/{authority}/activate")
+    def activate_authority(principal: who, authority: views.Number) -> views.AuthorityOut:
+        return move(principal, authority, AuthorityState.ACTIVE)
+
+    @router.post("/authorities/{authority}/retire")
+    def retire_authority(principal: who, authority: views.Number) -> views.AuthorityOut:
+        return move(principal, authority, AuthorityState.RETIRING)
+
+    @router.post("/authorities/{authority}/revoke")
+    def revoke_authority(principal: who, authority: views.Number) -> views.AuthorityOut:
+        return move(principal, authority, AuthorityState.REVOKED)
+
+    def move(principal: Principal, authority: int, to: AuthorityState) -> views.AuthorityOut:
+        return views.AuthorityOut.of(authorities.move(desk, principal, AuthorityId(authority), to))
+
+    @router.post("/products/{product}/devices", status_code=201)
+    def create_device(principal: who, product: str, body: views.NewDevice) -> views.DeviceOut:
+        made = devices.create(
+            desk,
+            principal,
+            product=product,
+            identifier=body.identifier,
+            cohort=body.cohort,
+            tags=body.tags,
+        )
+        return views.DeviceOut.of(made)
 
     @router.get("/devices")
     def list_devices(
@@ -106,22 +122,20 @@ def create_app(
         product: str | None = None,
         cohort: str | None = None,
         state: str | None = None,
-        cursor: str | None = None,
+        cursor: views.Number | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> views.DevicePage:
-        if cursor is not None and not (cursor.isdigit() and int(cursor) < 1 << 63):
-            raise InvalidError("this is no cursor of ours", field="cursor")
         found = devices.list_all(
             desk,
             principal,
             product=product,
             cohort=cohort,
             state=state,
-            after=None if cursor is None else DeviceId(int(cursor)),
+            after=None if cursor is None else DeviceId(cursor),
             limit=limit,
         )
         following = str(found[-1].device.id) if len(found) == limit else None
-        return views.DevicePage(items=[views.DeviceOut.of(view) for view in found], next=following)
+        return views.DevicePage(items=[views.DeviceOut.of(view) for view in found], next_cursor=following)
 
     @router.get("/devices/{device}")
     def show_device(principal: who, device: str) -> views.DeviceOut:
@@ -137,18 +151,22 @@ def create_app(
 
     @router.get("/inbox")
     def list_inbox(
-        principal: who, reason: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        principal: who,
+        product: str | None = None,
+        reason: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> list[views.InboxOut]:
-        return [views.InboxOut.of(item) for item in devices.list_inbox(desk, principal, reason, limit)]
+        found = devices.list_inbox(desk, principal, product=product, reason=reason, limit=limit)
+        return [views.InboxOut.of(item) for item in found]
 
     @router.get("/stats")
-    def show_figures(principal: who) -> dict[str, Any]:
-        return devices.load_figures(desk, principal)
+    def show_figures(principal: who, product: str | None = None) -> dict[str, Any]:
+        return devices.load_figures(desk, principal, product)
 
     @router.post("/certificates/check")
-    def check_certificate(principal: who, body: views.CertificateToCheck) -> list[views.RuleOut]:
-        rules = devices.check_certificate(desk, principal, body.certificate.encode())
-        return [views.RuleOut.of(rule) for rule in rules]
+    def check_certificate(principal: who, body: views.CertificateToCheck) -> views.CheckOut:
+        rules = devices.check_certificate(desk, principal, body.chain.encode(), product=body.product)
+        return views.CheckOut.of(rules)
 
     app.include_router(router)
 

@@ -1,14 +1,18 @@
 """What the API takes and gives, as models; numbers of objects are strings (JavaScript loses large ones)."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from provisioning.decision import Rule
-from provisioning.products import Cohort, Product
+from provisioning.decision import Rule, first_failed
+from provisioning.errors import RejectReason
+from provisioning.products import Cohort, Product, Tag
 from store.authorities import Authority
 from store.devices import DeviceView, InboxItem
+
+Number = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""An object's number in a path or a cursor."""
 
 
 class _Body(BaseModel):
@@ -46,7 +50,16 @@ class Proof(_Body):
 class CertificateToCheck(_Body):
     """A device's certificate to try."""
 
-    certificate: str = Field(description="PEM, leaf first, with intermediates")
+    chain: str = Field(description="PEM, leaf first, with intermediates")
+    product: str | None = Field(None, description="where it should come to")
+
+
+class NewDevice(_Body):
+    """A device that is known before it comes."""
+
+    identifier: str = Field(min_length=1, max_length=128)
+    cohort: str | None = None
+    tags: list[Tag] = Field(default_factory=list, max_length=32)
 
 
 class ProductOut(BaseModel):
@@ -171,10 +184,10 @@ class DeviceOut(BaseModel):
 
 
 class DevicePage(BaseModel):
-    """A page of devices; `next` is the cursor of the one after, null at the end."""
+    """A page of devices; `next_cursor` is the cursor of the one after, null at the end."""
 
     items: list[DeviceOut]
-    next: str | None
+    next_cursor: str | None
 
 
 class InboxOut(BaseModel):
@@ -215,8 +228,35 @@ class RuleOut(BaseModel):
     passed: bool | None
     detail: str
     reason: str | None
+    changes_at: datetime | None
 
     @classmethod
     def of(cls, rule: Rule) -> "RuleOut":
         """From the type of the core."""
-        return cls(name=rule.name, passed=rule.passed, detail=rule.detail, reason=rule.reason)
+        return cls(
+            name=rule.name,
+            passed=rule.passed,
+            detail=rule.detail,
+            reason=rule.reason,
+            changes_at=rule.changes_at,
+        )
+
+
+class CheckOut(BaseModel):
+    """What would happen to a certificate: `welcome`, `pending` or `rejected`, and the rules that say so."""
+
+    result: str
+    reason: str | None
+    rules: list[RuleOut]
+
+    @classmethod
+    def of(cls, rules: list[Rule]) -> "CheckOut":
+        """From the rules of the decision."""
+        refusing = first_failed(rules)
+        reason = None if refusing is None else refusing.reason
+        pending = reason is RejectReason.APPROVAL_REQUIRED
+        return cls(
+            result="welcome" if refusing is None else "pending" if pending else "rejected",
+            reason=reason,
+            rules=[RuleOut.of(rule) for rule in rules],
+        )

@@ -66,13 +66,13 @@ def register(desk: Desk, principal: Principal, *, product: str, name: str, pem: 
         raise ConflictError(
             f"product {product!r} has a CA {name!r}, or this very certificate, already"
         ) from error
-    return load(desk, principal, product, name)
+    return load(desk, principal, number)
 
 
-def load(desk: Desk, principal: Principal, product: str, name: str) -> Authority:
+def load(desk: Desk, principal: Principal, number: AuthorityId) -> Authority:
     """One CA."""
     with desk.database.read() as tx:
-        return authorities.load(tx, principal.organization_id, product, name)
+        return authorities.load(tx, principal.organization_id, number)
 
 
 def list_all(desk: Desk, principal: Principal, product: str | None) -> list[Authority]:
@@ -81,7 +81,7 @@ def list_all(desk: Desk, principal: Principal, product: str | None) -> list[Auth
         return authorities.list_all(tx, principal.organization_id, product)
 
 
-def prove(desk: Desk, principal: Principal, product: str, name: str, proof_pem: bytes) -> Authority:
+def prove(desk: Desk, principal: Principal, number: AuthorityId, proof_pem: bytes) -> Authority:
     """Takes the proof of possession: a certificate with CN = the code, signed by the CA's key.
 
     Raises:
@@ -89,7 +89,7 @@ def prove(desk: Desk, principal: Principal, product: str, name: str, proof_pem: 
         ConflictError: the CA's key or subject is another product's.
     """
     now = desk.clock()
-    authority = load(desk, principal, product, name)
+    authority = load(desk, principal, number)
     if authority.proven_at is not None:
         return authority
     if authority.code_expires_at <= now:
@@ -106,17 +106,17 @@ def prove(desk: Desk, principal: Principal, product: str, name: str, proof_pem: 
         raise ConflictError(
             "a CA with this key or this subject is registered already; a CA belongs to exactly one product"
         ) from error
-    return load(desk, principal, product, name)
+    return load(desk, principal, number)
 
 
-def move(desk: Desk, principal: Principal, product: str, name: str, to: AuthorityState) -> Authority:
+def move(desk: Desk, principal: Principal, number: AuthorityId, to: AuthorityState) -> Authority:
     """Activates, retires or revokes a CA; the broker trusts it, or the gateway refuses it, from then on.
 
     Raises:
         TransitionError: its life has no such step.
     """
     with desk.database.write() as tx:
-        authority = authorities.load(tx, principal.organization_id, product, name)
+        authority = authorities.load(tx, principal.organization_id, number)
         proven = authority.proven_at is not None
         decide_transition(authority.state, to, proven=proven or to is AuthorityState.REVOKED)
         if not proven:
@@ -128,7 +128,7 @@ def move(desk: Desk, principal: Principal, product: str, name: str, to: Authorit
             tx, principal, f"ca.{to}", authority.id, before={"state": authority.state}, after={"state": to}
         )
     sync_capath(desk)
-    return load(desk, principal, product, name)
+    return load(desk, principal, number)
 
 
 def sync_capath(desk: Desk) -> None:

@@ -1,5 +1,6 @@
 """Commands on devices and the inbox, and figures."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cryptography import x509
@@ -9,15 +10,22 @@ from gateway.operations.desk import Desk
 from provisioning.access import Principal
 from provisioning.certificates import parse_chain
 from provisioning.decision import Rule, first_failed
-from provisioning.devices import ConnectionState, DeviceState
+from provisioning.devices import ConnectionState, Device, DeviceState
 from provisioning.enrollment import decide_enrollment, list_claims
-from provisioning.errors import InvalidError, RejectReason, TransitionError, VerificationError
+from provisioning.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    RejectReason,
+    TransitionError,
+    VerificationError,
+)
 from provisioning.ids import DeviceId, KeyId
 from provisioning.sessions import end_connection
 from provisioning.statistics import Event, EventKind
 from provisioning.verification import explain_chain, verify_chain
 from provisioning.working import WorkingSet
-from store import devices, facts, registry, reports, writer
+from store import devices, facts, products, registry, reports, writer
 from store.database import Transaction
 from store.devices import DeviceView, InboxItem
 
@@ -56,6 +64,64 @@ def find(desk: Desk, principal: Principal, name: str) -> DeviceView:
     """One device, by id, topic name or identifier."""
     with desk.database.read() as tx:
         return devices.find(tx, principal.organization_id, name)
+
+
+def create(
+    desk: Desk,
+    principal: Principal,
+    *,
+    product: str,
+    identifier: str,
+    cohort: str | None = None,
+    tags: Sequence[str] = (),
+) -> DeviceView:
+    """Makes a device that is known before it comes; the first verified key with its identifier binds to it.
+
+    Raises:
+        NotFoundError: there is no such product or cohort.
+        ConflictError: the product has a device of that identifier.
+        InvalidError: the identifier is not printable.
+    """
+    if not identifier.isprintable():
+        raise InvalidError("the identifier must be 1–128 printable characters", field="identifier")
+    now = desk.clock()
+    number = DeviceId(desk.new_id())
+    try:
+        with desk.database.write() as tx:
+            owner = products.load(tx, principal.organization_id, product)
+            known, _ = registry.load_registry(tx)
+            names = known.cohorts.get(owner.id, {})
+            if cohort is not None and cohort not in names:
+                raise NotFoundError(f"product {product!r} has no cohort {cohort!r}")
+            device = Device(
+                id=number,
+                product_id=owner.id,
+                cohort_id=None if cohort is None else names[cohort],
+                identifier=identifier,
+                broker=desk.broker,
+                topic_name=None,
+                state=DeviceState.PENDING,
+                created_at=now,
+                tags=tuple(tags),
+            )
+            working = WorkingSet(registry=known, broker=desk.broker, worker=desk.worker, epoch=0)
+            working.save_device(device)
+            working.events.append(
+                Event(
+                    at=now,
+                    kind=EventKind.DEVICE_STATE,
+                    product_id=owner.id,
+                    cohort_id=device.cohort_id,
+                    device_id=number,
+                    word=DeviceState.PENDING,
+                )
+            )
+            writer.apply(tx, working, now)
+            after = {"product": product, "identifier": identifier}
+            desk.note(tx, principal, "device.create", number, after=after)
+    except ConflictError as error:
+        raise ConflictError(f"product {product!r} has a device {identifier!r} already") from error
+    return find(desk, principal, str(number))
 
 
 def set_blocked(desk: Desk, principal: Principal, name: str, *, blocked: bool) -> DeviceView:
@@ -98,19 +164,29 @@ def set_blocked(desk: Desk, principal: Principal, name: str, *, blocked: bool) -
     return find(desk, principal, str(view.device.id))
 
 
-def list_inbox(desk: Desk, principal: Principal, reason: str | None, limit: int) -> list[InboxItem]:
+def list_inbox(
+    desk: Desk, principal: Principal, *, product: str | None, reason: str | None, limit: int
+) -> list[InboxItem]:
     """The inbox."""
     with desk.database.read() as tx:
-        return devices.list_inbox(tx, principal.organization_id, reason=reason, limit=limit)
+        return devices.list_inbox(tx, principal.organization_id, product=product, reason=reason, limit=limit)
 
 
-def load_figures(desk: Desk, principal: Principal) -> dict[str, Any]:
-    """The organization's figures."""
+def load_figures(desk: Desk, principal: Principal, product: str | None = None) -> dict[str, Any]:
+    """The organization's figures, or one product's.
+
+    Raises:
+        NotFoundError: there is no such product.
+    """
     with desk.database.read() as tx:
-        return reports.load_figures(tx, principal.organization_id)
+        if product is not None:
+            products.load(tx, principal.organization_id, product)
+        return reports.load_figures(tx, principal.organization_id, product)
 
 
-def check_certificate(desk: Desk, principal: Principal, pem: bytes) -> list[Rule]:
+def check_certificate(
+    desk: Desk, principal: Principal, pem: bytes, *, product: str | None = None
+) -> list[Rule]:
     """What would happen to a device with this certificate, rule by rule; changes nothing.
 
     Raises:
@@ -133,6 +209,10 @@ def check_certificate(desk: Desk, principal: Principal, pem: bytes) -> list[Rule
         identity = verify_chain(chain, anchors, now)
         if known.products[identity.product_id].organization_id != principal.organization_id:
             return [FOREIGN_CA]
+        found = known.products[identity.product_id].name
+        if product is not None and product != found:
+            detail = f"its CA is registered for product {found!r}, not for {product!r}"
+            return [*rules, Rule(name="product", passed=False, detail=detail)]
         working = facts.load_working_set(
             tx,
             known,
