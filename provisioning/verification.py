@@ -1,62 +1,49 @@
-"""Whether a registered CA vouches for a certificate, and which: the product is that of the nearest one.
+"""Chain verification: from a device's certificates to the product that vouches for it (protocol, section 5).
 
-Steps, each a rule: the nearest registered CA is found from the leaf upwards; it is active or retiring and in
-its validity; the leaf is in its validity; the leaf is of the device profile; the path validates (RFC 5280
-§6, by `cryptography`'s verifier with that one CA as its only anchor). `verify_chain` raises at the first
-that fails; `explain_chain` lists them all. Revocation lists are not looked at.
+Decides which registered CA stands behind a chain and whether it, the chain and the device's certificate hold
+at a given time. The product is that of the registered CA nearest the leaf, never what the device says. Path
+validation proper (RFC 5280 §6) is the library's, with exactly one trust anchor; the checks here give exact
+reasons, and cover what the library lets pass. Blocked keys, and whether the device may enroll, are decided
+elsewhere.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
-from typing import Final
+from typing import Final, NoReturn, assert_never
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.x509.verification import (
-    Criticality,
-    ExtensionPolicy,
-    PolicyBuilder,
-    Store,
-)
 from cryptography.x509.verification import VerificationError as PathError
 
-from provisioning.authorities import AuthorityState
-from provisioning.certificates import PARSE_ERRORS, CertificateFacts, check_profile, read_facts
+from provisioning.anchors import Anchor, TrustAnchors
+from provisioning.authorities import AuthorityState, is_issued_by
+from provisioning.certificates import CertificateFacts, check_profile, read_facts
 from provisioning.decision import Rule
 from provisioning.errors import RejectReason, VerificationError
 from provisioning.ids import AuthorityId, KeyId, ProductId, TopicName
 
-MAX_INTERMEDIATES: Final = 2
-_LEAF: Final = (
-    ExtensionPolicy.webpki_defaults_ee()
-    .may_be_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
-    .may_be_present(x509.AuthorityKeyIdentifier, Criticality.AGNOSTIC, None)
-    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, None)
-    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, None)
-)
-_AUTHORITY: Final = ExtensionPolicy.webpki_defaults_ca()
-_LEGACY_AUTHORITY: Final = ExtensionPolicy.webpki_defaults_ca().may_be_present(
-    x509.KeyUsage, Criticality.AGNOSTIC, None
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Anchor:
-    """A registered CA as verification sees it."""
-
-    authority_id: AuthorityId
-    product_id: ProductId
-    certificate: x509.Certificate
-    key_id: KeyId
-    state: AuthorityState
-    legacy: bool
+__all__ = [
+    "Anchor",
+    "TrustAnchors",
+    "VerifiedIdentity",
+    "check_validity",
+    "explain_chain",
+    "verify_chain",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedIdentity:
-    """Proof that a registered CA vouches for a key. Made here and from what was proven here before."""
+    """Proof that a chain was verified: only this module makes one.
+
+    Attributes:
+        key_id: SHA-256 of `spki`.
+        spki: the device's public key, DER.
+        topic_name: its CN.
+        authority_id: the registered CA nearest the leaf.
+        product_id: that CA's product.
+        certificate: what the device's certificate says.
+    """
 
     key_id: KeyId
     spki: bytes
@@ -66,139 +53,27 @@ class VerifiedIdentity:
     certificate: CertificateFacts
 
 
-class TrustAnchors:
-    """Every proven CA, findable by subject; never changes."""
-
-    def __init__(self, anchors: Iterable[Anchor]) -> None:
-        self._by_subject: dict[bytes, list[Anchor]] = {}
-        self._by_id: dict[AuthorityId, Anchor] = {}
-        self._builders: dict[AuthorityId, PolicyBuilder] = {}
-        for anchor in anchors:
-            self._by_id[anchor.authority_id] = anchor
-            self._by_subject.setdefault(anchor.certificate.subject.public_bytes(), []).append(anchor)
-
-    def by_id(self, authority_id: AuthorityId) -> Anchor | None:
-        """The CA of that number, if it is registered and proven."""
-        return self._by_id.get(authority_id)
-
-    def issuer_of(self, certificate: x509.Certificate) -> Anchor | None:
-        """The registered CA that signed `certificate` itself, or None."""
-        for anchor in self._by_subject.get(certificate.issuer.public_bytes(), ()):
-            try:
-                certificate.verify_directly_issued_by(anchor.certificate)
-            except (InvalidSignature, TypeError, *PARSE_ERRORS):
-                continue
-            return anchor
-        return None
-
-    def policy_of(self, anchor: Anchor) -> PolicyBuilder:
-        """The path policy with `anchor` as the only one trusted."""
-        builder = self._builders.get(anchor.authority_id)
-        if builder is None:
-            authority = _LEGACY_AUTHORITY if anchor.legacy else _AUTHORITY
-            builder = (
-                PolicyBuilder()
-                .store(Store([anchor.certificate]))
-                .max_chain_depth(MAX_INTERMEDIATES)
-                .extension_policies(ca_policy=authority, ee_policy=_LEAF)
-            )
-            self._builders[anchor.authority_id] = builder
-        return builder
-
-
 def verify_chain(
     chain: tuple[x509.Certificate, ...], anchors: TrustAnchors, now: datetime
 ) -> VerifiedIdentity:
-    """Proves a chain.
+    """Prove whose device a chain belongs to.
 
     Args:
-        chain: leaf first, as `certificates.parse_chain` returns it.
-        anchors: every proven CA.
-        now: aware UTC.
+        chain: as `certificates.parse_chain` returned it.
+        anchors: every registered CA, in every state: a revoked one must be found to be named.
+        now: the time of the check, aware.
 
     Raises:
-        VerificationError: CERTIFICATE_NAME, UNKNOWN_CA, CA_NOT_ACTIVE, CA_REVOKED, CA_EXPIRED,
-            CERTIFICATE_EXPIRED, CERTIFICATE_NOT_YET_VALID, CERTIFICATE_PROFILE, CHAIN_INVALID.
+        VerificationError: CERTIFICATE_NAME, UNKNOWN_CA, CHAIN_INVALID, CA_NOT_ACTIVE, CA_REVOKED, CA_EXPIRED,
+            CERTIFICATE_NOT_YET_VALID, CERTIFICATE_EXPIRED, CERTIFICATE_PROFILE, KEY_NOT_ALLOWED.
     """
-    identity: VerifiedIdentity | None = None
-    for step in _steps(chain, anchors, now):
-        if isinstance(step, VerifiedIdentity):
-            identity = step
-        elif step.passed is False:
-            raise VerificationError(step.reason or RejectReason.CHAIN_INVALID, step.detail)
-    assert identity is not None
-    return identity
-
-
-def explain_chain(
-    chain: tuple[x509.Certificate, ...], anchors: TrustAnchors, now: datetime
-) -> tuple[list[Rule], VerifiedIdentity | None]:
-    """The same steps as a list of rules, and the identity where all of them pass."""
-    rules: list[Rule] = []
-    for step in _steps(chain, anchors, now):
-        if isinstance(step, VerifiedIdentity):
-            return rules, step
-        rules.append(step)
-        if step.passed is False:
-            break
-    return rules, None
-
-
-def check_validity(certificate: CertificateFacts, anchor: Anchor, now: datetime) -> None:
-    """The checks that are repeated on every message of a known key: state and validity of CA and certificate.
-
-    Raises:
-        VerificationError: as `verify_chain`.
-    """
-    for rule in _validity(certificate, anchor, now):
-        if rule.passed is False:
-            raise VerificationError(rule.reason or RejectReason.CHAIN_INVALID, rule.detail)
-
-
-def _steps(
-    chain: tuple[x509.Certificate, ...], anchors: TrustAnchors, now: datetime
-) -> Iterator[Rule | VerifiedIdentity]:
-    leaf = chain[0]
-    try:
-        facts = read_facts(leaf)
-    except VerificationError as error:
-        yield Rule(name="certificate_name", passed=False, detail=error.detail, reason=error.reason)
-        return
-    yield Rule(name="certificate_name", passed=True, detail=f"{facts.common_name} may be a topic name")
-    found = next(
-        (
-            (place, anchor)
-            for place, link in enumerate(chain)
-            if (anchor := anchors.issuer_of(link)) is not None
-        ),
-        None,
-    )
-    if found is None:
-        yield Rule(
-            name="registered_ca",
-            passed=False,
-            detail=f"no registered CA signed the certificate of {facts.common_name!r}; "
-            f"its issuer is {chain[-1].issuer.rfc4514_string()!r}",
-            reason=RejectReason.UNKNOWN_CA,
-        )
-        return
-    place, anchor = found
-    yield Rule(name="registered_ca", passed=True, detail=f"signed by {_name_of(anchor.certificate)}")
-    yield from _validity(facts, anchor, now)
-    try:
-        check_profile(leaf)
-    except VerificationError as error:
-        yield Rule(name="device_profile", passed=False, detail=error.detail, reason=error.reason)
-        return
-    yield Rule(name="device_profile", passed=True, detail="a client certificate of the device profile")
-    try:
-        anchors.policy_of(anchor).time(now).build_client_verifier().verify(leaf, list(chain[1 : place + 1]))
-    except (PathError, *PARSE_ERRORS) as error:
-        detail = f"the chain of {facts.common_name!r} does not validate: {str(error).splitlines()[0]}"
-        yield Rule(name="path", passed=False, detail=detail, reason=RejectReason.CHAIN_INVALID)
-        return
-    yield Rule(name="path", passed=True, detail="validates up to the CA")
-    yield VerifiedIdentity(
+    case = _Case(chain, anchors, now)
+    for step in _STEPS:
+        step.check(case)
+    facts, anchor = case.facts, case.anchor
+    assert facts is not None
+    assert anchor is not None
+    return VerifiedIdentity(
         key_id=facts.key_id,
         spki=facts.spki,
         topic_name=TopicName(facts.common_name),
@@ -208,36 +83,281 @@ def _steps(
     )
 
 
-def _validity(certificate: CertificateFacts, anchor: Anchor, now: datetime) -> Iterator[Rule]:
-    name = _name_of(anchor.certificate)
-    until = anchor.certificate.not_valid_after_utc
-    state_reason = {
-        AuthorityState.PENDING: RejectReason.CA_NOT_ACTIVE,
-        AuthorityState.REVOKED: RejectReason.CA_REVOKED,
-    }.get(anchor.state)
-    checks = (
-        ("ca_state", state_reason is None, state_reason, f"CA {name} is {anchor.state}",
-         f"CA {name} is {anchor.state}", None),
-        ("ca_valid", anchor.certificate.not_valid_before_utc <= now <= until, RejectReason.CA_EXPIRED,
-         f"CA {name} is valid until {until.isoformat()}",
-         f"CA {name} is outside its validity, which ends {until.isoformat()}; checked at {now.isoformat()}",
-         until),
-        ("certificate_begun", certificate.not_before <= now, RejectReason.CERTIFICATE_NOT_YET_VALID,
-         f"valid from {certificate.not_before.isoformat()}",
-         f"certificate of device {certificate.common_name!r} is not valid yet: valid from "
-         f"{certificate.not_before.isoformat()}, checked at {now.isoformat()}", certificate.not_before),
-        ("certificate_valid", now <= certificate.not_after, RejectReason.CERTIFICATE_EXPIRED,
-         f"valid until {certificate.not_after.isoformat()}",
-         f"certificate of device {certificate.common_name!r} expired: valid until "
-         f"{certificate.not_after.isoformat()}, checked at {now.isoformat()}", certificate.not_after),
-    )  # fmt: skip
-    for rule, ok, reason, yes, no, changes_at in checks:
-        if not ok:
-            yield Rule(name=rule, passed=False, detail=no, reason=reason)
-            return
-        yield Rule(name=rule, passed=True, detail=yes, changes_at=changes_at)
+def explain_chain(chain: tuple[x509.Certificate, ...], anchors: TrustAnchors, now: datetime) -> list[Rule]:
+    """The steps of `verify_chain`, each with its outcome; it raises nothing and changes nothing.
+
+    Args:
+        chain: as `certificates.parse_chain` returned it.
+        anchors: every registered CA, in every state.
+        now: the time of the check, aware.
+    """
+    case = _Case(chain, anchors, now)
+    rules: list[Rule] = []
+    failed = False
+    for step in _STEPS:
+        if failed:
+            rules.append(Rule(name=step.name, passed=None, detail="not reached"))
+            continue
+        try:
+            step.check(case)
+        except VerificationError as error:
+            failed = True
+            rules.append(
+                Rule(
+                    name=step.name,
+                    passed=False,
+                    detail=error.detail,
+                    changes_at=_valid_from(case, error.reason),
+                    reason=error.reason,
+                )
+            )
+        else:
+            detail, changes_at = step.describe(case)
+            rules.append(Rule(name=step.name, passed=True, detail=detail, changes_at=changes_at))
+    return rules
 
 
-@lru_cache(maxsize=256)
-def _name_of(certificate: x509.Certificate) -> str:
-    return repr(certificate.subject.rfc4514_string())
+def check_validity(certificate: CertificateFacts, anchor: Anchor, now: datetime) -> None:
+    """The checks that time and operators can change, repeated on every message of a known key.
+
+    Args:
+        certificate: the facts remembered from when the chain was verified.
+        anchor: the CA that it was verified by, as it stands now.
+        now: the time of the check, aware.
+
+    Raises:
+        VerificationError: CA_NOT_ACTIVE, CA_REVOKED, CA_EXPIRED, CERTIFICATE_NOT_YET_VALID,
+            CERTIFICATE_EXPIRED.
+    """
+    _check_state(anchor)
+    _check_authority_time(anchor.certificate, now)
+    _check_certificate_time(certificate, now)
+
+
+class _Case:
+    """One chain on its way through the steps."""
+
+    __slots__ = ("anchor", "anchors", "chain", "depth", "facts", "now", "path_fault")
+
+    def __init__(self, chain: tuple[x509.Certificate, ...], anchors: TrustAnchors, now: datetime) -> None:
+        self.chain = chain
+        self.anchors = anchors
+        self.now = now
+        self.facts: CertificateFacts | None = None
+        self.anchor: Anchor | None = None
+        self.depth = 0  # the certificate that the anchor issued
+        self.path_fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    name: str
+    check: Callable[[_Case], None]
+    describe: Callable[[_Case], tuple[str, datetime | None]]
+
+
+def _check_name(case: _Case) -> None:
+    case.facts = read_facts(case.chain[0])
+
+
+def _find_anchor(case: _Case) -> None:
+    """Walk from the leaf upward to the first certificate that a registered CA issued (design: nearest CA).
+
+    Path validation includes the costly signature, so it is tried at once on every CA of the right name, and
+    only its failure is looked into. CAs that nobody proved are looked at last: otherwise anybody could
+    register another's public intermediate and so stand between its devices and their product.
+    """
+    for proven in (True, False):
+        for depth, certificate in enumerate(case.chain):
+            for anchor in case.anchors.named(certificate.issuer):
+                if (anchor.state is not AuthorityState.PENDING) is proven and _try_anchor(
+                    case, anchor, depth
+                ):
+                    return
+    top = case.chain[-1].issuer
+    known = any(case.anchors.named(certificate.issuer) for certificate in case.chain)
+    found = (
+        "a registered CA has that name, but another key signed" if known else "no registered CA has that name"
+    )
+    _refuse(RejectReason.UNKNOWN_CA, f"{_device(case)} leads to issuer {_quote(top)}: {found}")
+
+
+def _try_anchor(case: _Case, anchor: Anchor, depth: int) -> bool:
+    """Whether `anchor` issued certificate `depth`; whether the whole path holds is left in `path_fault`."""
+    fault = None
+    try:
+        verifier = case.anchors.builder_of(anchor).time(case.now).build_client_verifier()
+        path = verifier.verify(case.chain[0], list(case.chain[1 : depth + 1])).chain
+        if len(path) != depth + 2:
+            fault = f"expected a path over {depth} intermediates, got {len(path) - 2}"
+    except (PathError, ValueError) as error:
+        fault = str(error)
+    if fault is not None:
+        if not is_issued_by(case.chain[depth], anchor.certificate):
+            return False
+        for index in range(depth):
+            if not is_issued_by(case.chain[index], case.chain[index + 1]):
+                _refuse(
+                    RejectReason.CHAIN_INVALID,
+                    f"{_device(case)}: certificate {index} of its chain is not signed by the next",
+                )
+    case.anchor, case.depth, case.path_fault = anchor, depth, fault
+    return True
+
+
+def _check_case_state(case: _Case) -> None:
+    _check_state(_anchor(case))
+
+
+def _check_case_authority_time(case: _Case) -> None:
+    _check_authority_time(_anchor(case).certificate, case.now)
+    for intermediate in case.chain[1 : case.depth + 1]:
+        _check_authority_time(intermediate, case.now)
+
+
+def _check_case_certificate_time(case: _Case) -> None:
+    assert case.facts is not None
+    _check_certificate_time(case.facts, case.now)
+
+
+def _check_case_profile(case: _Case) -> None:
+    check_profile(case.chain[0])
+
+
+def _check_path(case: _Case) -> None:
+    if case.path_fault is not None:
+        # The library's words; they may quote names from the chain.
+        _refuse(RejectReason.CHAIN_INVALID, f"{_device(case)}: {_clip(case.path_fault)}")
+
+
+def _check_state(anchor: Anchor) -> None:
+    match anchor.state:
+        case AuthorityState.ACTIVE | AuthorityState.RETIRING:
+            return  # whether a retiring CA may enroll new devices is decided at enrollment
+        case AuthorityState.PENDING:
+            _refuse(
+                RejectReason.CA_NOT_ACTIVE,
+                f"CA {_quote(anchor.certificate.subject)} is pending: prove and activate it",
+            )
+        case AuthorityState.REVOKED:
+            _refuse(RejectReason.CA_REVOKED, f"CA {_quote(anchor.certificate.subject)} is revoked")
+        case _:
+            assert_never(anchor.state)
+
+
+def _check_authority_time(authority: x509.Certificate, now: datetime) -> None:
+    if now > authority.not_valid_after_utc:
+        _refuse(
+            RejectReason.CA_EXPIRED,
+            f"CA {_quote(authority.subject)} expired: valid until {_time(authority.not_valid_after_utc)},"
+            f" checked at {_time(now)}",
+        )
+    if now < authority.not_valid_before_utc:
+        _refuse(
+            RejectReason.CA_NOT_ACTIVE,
+            f"CA {_quote(authority.subject)} is not valid yet: from {_time(authority.not_valid_before_utc)},"
+            f" checked at {_time(now)}",
+        )
+
+
+def _check_certificate_time(certificate: CertificateFacts, now: datetime) -> None:
+    """RFC 5280 §4.1.2.5: both ends belong to the period."""
+    if now > certificate.not_after:
+        _refuse(
+            RejectReason.CERTIFICATE_EXPIRED,
+            f"certificate of device '{certificate.common_name}' expired: valid until"
+            f" {_time(certificate.not_after)}, checked at {_time(now)}",
+        )
+    if now < certificate.not_before:
+        _refuse(
+            RejectReason.CERTIFICATE_NOT_YET_VALID,
+            f"certificate of device '{certificate.common_name}' is not valid yet: from"
+            f" {_time(certificate.not_before)}, checked at {_time(now)}",
+        )
+
+
+def _describe_anchor(case: _Case) -> tuple[str, datetime | None]:
+    anchor = _anchor(case)
+    return (
+        f"{_quote(anchor.certificate.subject)} is CA {anchor.authority_id} of product {anchor.product_id}",
+        None,
+    )
+
+
+def _describe_authority_time(case: _Case) -> tuple[str, datetime | None]:
+    issuers = (_anchor(case).certificate, *case.chain[1 : case.depth + 1])
+    ends = min(issuer.not_valid_after_utc for issuer in issuers)
+    return f"valid until {_time(ends)}", ends
+
+
+def _describe_certificate_time(case: _Case) -> tuple[str, datetime | None]:
+    ends = case.chain[0].not_valid_after_utc
+    return f"valid until {_time(ends)}", ends
+
+
+_STEPS: Final = (
+    _Step(
+        name="certificate_name",
+        check=_check_name,
+        describe=lambda case: (f"'{case.facts.common_name if case.facts else ''}'", None),
+    ),
+    _Step(name="registered_ca", check=_find_anchor, describe=_describe_anchor),
+    _Step(
+        name="ca_state",
+        check=_check_case_state,
+        describe=lambda case: (_anchor(case).state.value, None),
+    ),
+    _Step(
+        name="ca_valid",
+        check=_check_case_authority_time,
+        describe=_describe_authority_time,
+    ),
+    _Step(
+        name="certificate_valid",
+        check=_check_case_certificate_time,
+        describe=_describe_certificate_time,
+    ),
+    _Step(
+        name="device_profile",
+        check=_check_case_profile,
+        describe=lambda _: ("an end entity that may sign and be a TLS client", None),
+    ),
+    _Step(
+        name="path",
+        check=_check_path,
+        describe=lambda case: (f"the path holds over {case.depth} intermediates", None),
+    ),
+)
+
+
+def _valid_from(case: _Case, reason: RejectReason) -> datetime | None:
+    if reason is RejectReason.CERTIFICATE_NOT_YET_VALID:
+        return case.chain[0].not_valid_before_utc
+    return None
+
+
+def _anchor(case: _Case) -> Anchor:
+    assert case.anchor is not None
+    return case.anchor
+
+
+def _device(case: _Case) -> str:
+    assert case.facts is not None
+    return f"certificate of device '{case.facts.common_name}'"
+
+
+def _quote(name: x509.Name) -> str:
+    """A name that may be a stranger's: ASCII without control characters, and short."""
+    return _clip(ascii(name.rfc4514_string()))
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _refuse(reason: RejectReason, detail: str) -> NoReturn:
+    raise VerificationError(reason, detail) from None

@@ -241,7 +241,9 @@ def create_authority(
             critical=False,
         )
     signer = issuer.key if issuer else own
-    above = (issuer.cert, *issuer.above) if issuer is not None and issuer.above else ()
+    above: tuple[x509.Certificate, ...] = ()
+    if issuer is not None and issuer.cert.issuer != issuer.cert.subject:
+        above = (issuer.cert, *issuer.above)
     return Authority(cert=builder.sign(signer, _hash_for(signer)), key=own, above=above)
 
 
