@@ -120,8 +120,8 @@ def move(desk: Desk, principal: Principal, number: AuthorityId, to: AuthoritySta
         proven = authority.proven_at is not None
         decide_transition(authority.state, to, proven=proven or to is AuthorityState.REVOKED)
         if not proven:
-            raise InvalidError(
-                f"CA {name!r} was never proven, so nothing trusts it; leave it, it expires by itself"
+            raise TransitionError(
+                f"CA {authority.name!r} was never proven, so nothing trusts it: there is nothing to revoke"
             )
         authorities.set_state(tx, authority.id, to)
         desk.note(
