@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from broker_fixtures import wait_until
+from databases import new_url
 from running import Running, TestDevice, random_name, running_gateway
 
 from gateway.device.messages import Presence, Result
@@ -16,9 +17,10 @@ from store.times import now_utc
 from store.verify import verify
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running_gateway(tmp_path_factory.mktemp("running") / "fleetgate") as gateway:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    directory = tmp_path_factory.mktemp("running")
+    with running_gateway(directory / "fleetgate", new_url(request.param, directory)) as gateway:
         gateway.product("sensor", cohort_rules=[{"hardware": {"model": "lab-*"}, "cohort": "canary"}])
         yield gateway
         report = verify(gateway.database)
