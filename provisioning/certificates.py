@@ -260,29 +260,27 @@ def check_profile(certificate: x509.Certificate) -> None:
         VerificationError: CERTIFICATE_PROFILE, naming the extension.
     """
     for extension in certificate.extensions:
-        match extension.value:
-            case x509.BasicConstraints() as constraints if constraints.ca:
+        value = extension.value
+        if isinstance(value, x509.BasicConstraints):
+            if value.ca:
                 _refuse(RejectReason.CERTIFICATE_PROFILE, "the device's certificate is a CA's")
-            case x509.KeyUsage() as usage:
-                if usage.key_cert_sign:
-                    _refuse(
-                        RejectReason.CERTIFICATE_PROFILE,
-                        "the device's certificate may sign certificates (KeyUsage keyCertSign)",
-                    )
-                if not usage.digital_signature:
-                    _refuse(
-                        RejectReason.CERTIFICATE_PROFILE,
-                        "the device's key may not sign: its KeyUsage lacks digitalSignature",
-                    )
-            case x509.ExtendedKeyUsage() as purposes:
-                # anyExtendedKeyUsage is not enough for the broker's TLS library either.
-                if ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
-                    _refuse(
-                        RejectReason.CERTIFICATE_PROFILE,
-                        "the certificate is not for TLS clients: its ExtendedKeyUsage lacks clientAuth",
-                    )
-            case _:
-                pass
+        elif isinstance(value, x509.KeyUsage):
+            if value.key_cert_sign:
+                _refuse(
+                    RejectReason.CERTIFICATE_PROFILE,
+                    "the device's certificate may sign certificates (KeyUsage keyCertSign)",
+                )
+            if not value.digital_signature:
+                _refuse(
+                    RejectReason.CERTIFICATE_PROFILE,
+                    "the device's key may not sign: its KeyUsage lacks digitalSignature",
+                )
+        # anyExtendedKeyUsage is not enough for the broker's TLS library either.
+        elif isinstance(value, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.CLIENT_AUTH not in value:
+            _refuse(
+                RejectReason.CERTIFICATE_PROFILE,
+                "the certificate is not for TLS clients: its ExtendedKeyUsage lacks clientAuth",
+            )
 
 
 def read_facts(certificate: x509.Certificate) -> CertificateFacts:
