@@ -45,10 +45,10 @@ class BrokerSettings(_Section):
     host: str = Field("127.0.0.1", min_length=1, description="host of the broker's listener for the gateway")
     port: int = Field(8884, ge=1, le=65535, description="port of that listener")
     cafile: Path = Field(
-        Path("broker/ca.pem"), description="CA that signed the broker's server certificate (PEM)"
+        Path("broker/broker-ca.pem"), description="CA that signed the broker's server certificate (PEM)"
     )
-    certfile: Path = Field(Path("gateway/client.pem"), description="the gateway's client certificate (PEM)")
-    keyfile: Path = Field(Path("gateway/client.key"), description="its private key (PEM)")
+    certfile: Path = Field(Path("private/gateway.pem"), description="the gateway's client certificate (PEM)")
+    keyfile: Path = Field(Path("private/gateway.key"), description="its private key (PEM)")
     client_id: str = Field(
         "",
         max_length=64,
@@ -93,7 +93,7 @@ class HttpSettings(_Section):
         description="where the command line finds the API; by default `http://HOST:PORT` of the two above",
     )
     key_file: Path = Field(
-        Path("admin.key"), description="file with the API key that the command line uses; mode 0600"
+        Path("private/admin.key"), description="file with the API key that the command line uses; mode 0600"
     )
 
     @property
@@ -173,14 +173,14 @@ class Settings(BaseSettings):
         DEFAULT_PREFIX, description="first levels of every topic; also in the broker's ACL files"
     )
     state_directory: Path = Field(
-        Path("."), description="folder of secrets, lock and capath; the service's own"
+        Path("state"), description="folder of the lock and of what else the gateway keeps; its own"
     )
     root_secret_file: Path = Field(
-        Path("root.secret"),
+        Path("private/root-secret"),
         description="the secret that challenges are derived from; the same for all workers, 0600",
     )
     signing_key_file: Path = Field(
-        Path("gateway/signing.key"),
+        Path("private/signing-key.pem"),
         description="the gateway's own signing key (P-256, PEM), which devices may pin",
     )
     worker: str = Field(
