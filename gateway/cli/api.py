@@ -89,7 +89,7 @@ class Api:
             page = self.get(*path, limit=min(limit, _PAGE), cursor=cursor, **query)
             yield from page["items"]
             limit -= len(page["items"])
-            cursor = page["next"]
+            cursor = page["next_cursor"]
             if cursor is None:
                 return
 

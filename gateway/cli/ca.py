@@ -31,7 +31,7 @@ def register(
     """Register a CA. The answer has a code that proves, in `ca prove`, that you hold its key."""
     body = {"name": name or file.stem.lower().replace("_", "-"), "certificate": read_pem(file)}
     with open_api(config) as api:
-        made = api.post("products", product, "cas", body=body)
+        made = api.post("products", product, "authorities", body=body)
     print_object(made, as_json=as_json)
     say(
         f"next: sign a certificate whose CN is {made.get('code', 'the code')} with this CA's key, "
@@ -48,7 +48,7 @@ def prove(
     as_json: JsonOption = False,
 ) -> None:
     """Show the certificate with the code as CN, signed by the CA: it proves that you hold the CA's key."""
-    _command(config, ca, product, "proof", as_json=as_json, body={"certificate": read_pem(file)})
+    _command(config, ca, product, "prove", as_json=as_json, body={"certificate": read_pem(file)})
     say(f"next: fleetgate ca activate {ca}")
 
 
@@ -92,7 +92,7 @@ def list_(
 ) -> None:
     """List CAs."""
     with open_api(config) as api:
-        rows = api.items("cas", product=product)
+        rows = api.items("authorities", product=product)
     columns = [
         ("name", "name"),
         ("product", "product"),
@@ -124,17 +124,16 @@ def _command(
     config: Path | None, ca: str, product: str | None, verb: str, *, as_json: bool, body: Any = None
 ) -> None:
     with open_api(config) as api:
-        found = _find(api, ca, product)
-        answer = api.post("products", found["product"], "cas", found["name"], verb, body=body)
+        answer = api.post("authorities", _find(api, ca, product), verb, body=body)
     print_object(answer, as_json=as_json)
 
 
-def _find(api: Api, ca: str, product: str | None) -> dict[str, Any]:
-    """The CA that is meant by a name or an id."""
-    found = [row for row in api.items("cas", product=product) if ca in (row["id"], row["name"])]
+def _find(api: Api, ca: str, product: str | None) -> str:
+    """The id of the CA that is meant by a name or an id."""
+    found = [row for row in api.items("authorities", product=product) if ca in (row["id"], row["name"])]
     match found:
         case [one]:
-            return one
+            return str(one["id"])
         case []:
             where = f"product {product}" if product else "this organization"
             raise NotFoundError(f"{where} has no CA {ca!r}; `fleetgate ca list` shows them")

@@ -1,5 +1,7 @@
 """`fleetgate certificate check`: what would happen to a certificate, rule by rule; changes nothing."""
 
+from typing import Annotated
+
 import typer
 
 from gateway.cli.api import ConfigOption, open_api
@@ -11,17 +13,22 @@ _MARKS = {True: "ok  ", False: "NO  ", None: "–   "}
 
 
 @app.command()
-def check(file: FileArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def check(
+    file: FileArgument,
+    product: Annotated[str | None, typer.Option(help="The product that it should come to.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say what would happen to a device with this certificate (chain: leaf first); ends with 1 if refused."""
     with open_api(config) as api:
-        rules = api.post("certificates", "check", body={"certificate": read_pem(file)})
-    refusal = next((rule for rule in rules if rule["passed"] is False), None)
+        answer = api.post("certificates", "check", body={"chain": read_pem(file), "product": product})
     if as_json:
-        reason = refusal["reason"] if refusal else None
-        print_json({"accepted": refusal is None, "reason": reason, "rules": rules})
+        print_json(answer)
     else:
-        for rule in rules:
-            print_line(f"{_MARKS[rule['passed']]}{rule['name']}: {text_of(rule['detail'])}")
-        print_line("it would be welcome" if refusal is None else f"it would be refused: {refusal['reason']}")
-    if refusal is not None:
+        for rule in answer["rules"]:
+            until = f" (until {rule['changes_at']})" if rule["changes_at"] else ""
+            print_line(f"{_MARKS[rule['passed']]}{rule['name']}: {text_of(rule['detail'])}{until}")
+        reason = f" ({answer['reason']})" if answer["reason"] else ""
+        print_line(f"result: {answer['result']}{reason}")
+    if answer["result"] == "rejected":
         raise typer.Exit(ExitCode.FAILURE)

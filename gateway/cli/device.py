@@ -6,9 +6,25 @@ import typer
 
 from gateway.cli.api import ConfigOption, open_api
 from gateway.cli.output import JsonOption, print_object, print_rows
+from gateway.cli.product import ProductArgument
 
 app = typer.Typer(no_args_is_help=True, help="Devices.")
 DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="Identifier, topic name or id.")]
+
+
+@app.command()
+def create(
+    product: ProductArgument,
+    identifier: Annotated[str, typer.Argument(help="Its name in the product.")],
+    cohort: Annotated[str | None, typer.Option(help="Its cohort.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; may be repeated.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a device into the registry before it comes: the first verified key with its identifier binds to it."""
+    body = {"identifier": identifier, "cohort": cohort, "tags": tag or []}
+    with open_api(config) as api:
+        print_object(api.post("products", product, "devices", body=body), as_json=as_json)
 
 
 @app.command("list")

@@ -12,6 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Refused devices that were proven g
 
 @app.command("list")
 def list_(
+    product: Annotated[str | None, typer.Option(help="Only of this product.")] = None,
     reason: Annotated[str | None, typer.Option(help="Only with this reason word.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
     config: ConfigOption = None,
@@ -19,7 +20,7 @@ def list_(
 ) -> None:
     """List them, the latest first; docs/errors.md says for each reason what to do."""
     with open_api(config) as api:
-        rows = api.items("inbox", limit=limit, reason=reason)
+        rows = api.items("inbox", limit=limit, product=product, reason=reason)
     columns = [
         ("reason", "reason"),
         ("product", "product"),

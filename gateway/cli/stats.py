@@ -1,43 +1,50 @@
 """`fleetgate stats`: the fleet in figures, from counters."""
 
 from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
 
 from gateway.cli.api import ConfigOption, open_api
-from gateway.cli.output import JsonOption, print_json, print_line, print_rows
+from gateway.cli.output import JsonOption, print_json, print_line, print_rows, text_of
 
 
 def stats(
+    product: Annotated[str | None, typer.Option(help="Only of this product.")] = None,
+    product: Annotated[str | None, typer.Option(help="Only of this product.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Devices by state, product and cohort, who is connected, connects and refusals by reason, versions."""
     with open_api(config) as api:
-        figures = api.get("stats")
+        figures = api.get("stats", product=product)
     if as_json:
         print_json(figures)
         return
     _print(figures)
 
 
-def _print(figures: Mapping[str, object], title: str = "") -> None:
-    """Plain figures as a table under their name; lists of objects as tables of their own; the rest below."""
-    plain = {key: value for key, value in figures.items() if not isinstance(value, Mapping | list)}
-    if plain:
-        _heading(title)
-        print_rows(
-            [{"what": key.replace("_", " "), "count": value} for key, value in plain.items()],
-            [("", "what"), ("", "count")],
-            as_json=False,
-        )
-    for key, value in figures.items():
-        name = f"{title} {key.replace('_', ' ')}".strip()
-        if isinstance(value, Mapping) and value:
-            _print(value, name)
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            _heading(name)
-            print_rows(value, [(column.replace("_", " "), column) for column in value[0]], as_json=False)
+def _print(figures: Mapping[str, Any]) -> None:
+    rows = []
+    for product, of_product in figures["products"].items():
+        rows.append(_row(product, "", of_product))
+        rows += [_row("", cohort, of_cohort) for cohort, of_cohort in of_product["cohorts"].items()]
+    rows.append(_row("total", "", figures["totals"]))
+    columns = ("product", "cohort", "devices", "connected", "connects", "disconnects", "refused")
+    print_rows(rows, [(column, column) for column in columns], as_json=False)
+    for name in ("devices", "firmware", "disconnects", "refusals"):
+        words = figures["totals"][name]
+        if words:
+            print_line(f"{name}: " + ", ".join(f"{text_of(word)} {count}" for word, count in words.items()))
 
 
-def _heading(title: str) -> None:
-    if title:
-        print_line(title)
+def _row(product: str, cohort: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "product": product,
+        "cohort": cohort,
+        "devices": sum(figures["devices"].values()),
+        "connected": figures["connected"],
+        "connects": sum(figures["connects"].values()),
+        "disconnects": sum(figures["disconnects"].values()),
+        "refused": sum(figures["refusals"].values()),
+    }

@@ -90,7 +90,7 @@ def test_an_error_names_field_got_expected_and_file(tmp_path: Path, text: str, m
 def test_an_error_names_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEETGATE_HTTP__PORT", "many")
     with pytest.raises(
-        SetupError, match="setting http.port in environment variable FLEETGATE_HTTP__PORT: got 'many'"
+        SetupError, match=r"setting http.port in environment variable FLEETGATE_HTTP__PORT: got 'many'"
     ):
         Settings.load()
 

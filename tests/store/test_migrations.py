@@ -93,9 +93,8 @@ def test_migrated_is_what_the_schema_says(empty_database: Database) -> None:
     assert migrate.upgrade(empty_database) == migrate.head()
     migrate.check(empty_database)
     with empty_database.engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
-        )
+        # Defaults are left to `shape`: SQLite gives an empty one back in another spelling than it was asked for.
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
     migrated = shape(empty_database.engine)
     with empty_database.write() as tx:

@@ -109,16 +109,22 @@ def test_a_product_from_nothing_to_a_checked_certificate(served: Settings, run: 
 
     code, output, _ = run("certificate", "check", certificate)
     assert code == 1
-    assert "it would be refused: jitp_disabled" in output
+    assert "result: rejected (jitp_disabled)" in output
     code, _, error = run("product", "jitp", "pump", "--enable", "--default-cohort", "main", "--quota", "10")
     assert code == 0, error
     code, output, error = run("certificate", "check", certificate, "--json")
-    assert (code, json.loads(output)["accepted"]) == (0, True), error
+    assert code == 0, output + error
+    assert json.loads(output)["result"] == "welcome"
 
     shown = json.loads(run("product", "show", "pump", "--json")[1])
     assert (shown["tags"], shown["jitp"]["quota"], shown["enrolled"]) == (["wet"], 10, 0)
     assert "pump" in run("product", "list")[1]
     assert [c["name"] for c in json.loads(run("cohort", "list", "pump", "--json")[1])] == ["canary", "main"]
+    code, output, error = run("device", "create", "pump", "pump-1", "--cohort", "canary", "--json")
+    assert (code, json.loads(output)["cohort"]) == (0, "canary"), error
+    assert json.loads(run("device", "block", "pump-1", "--json")[1])["state"] == "blocked"
+    assert json.loads(run("device", "unblock", "pump-1", "--json")[1])["state"] != "blocked"
+    assert "canary" in run("device", "show", "pump-1")[1]
     for words in (["device", "list"], ["inbox", "list"], ["stats"], ["verify-store"]):
         code, output, error = run(*words, "--json")
         assert code == 0, (words, error)
