@@ -86,9 +86,7 @@ def _demand_cert_sign(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | No
 _ANY: Final = Criticality.AGNOSTIC
 _AUTHORITY: Final = ExtensionPolicy.webpki_defaults_ca()
 # Registered with its shortcomings known (authorities.inspect_authority).
-_LEGACY_AUTHORITY: Final = _AUTHORITY.may_be_present(x509.KeyUsage, _ANY, _demand_cert_sign).may_be_present(
-    x509.SubjectKeyIdentifier, _ANY, None
-)
+_LEGACY_AUTHORITY: Final = _AUTHORITY.may_be_present(x509.KeyUsage, _ANY, _demand_cert_sign)
 # What is relaxed here is demanded, where present, by certificates.check_profile, which every chain passes.
 _LEAF: Final = (
     ExtensionPolicy.webpki_defaults_ee()

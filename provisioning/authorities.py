@@ -271,7 +271,7 @@ def _lint(extensions: list[x509.Extension[x509.ExtensionType]]) -> list[str]:
         _refuse("the CA may not sign certificates: its KeyUsage lacks keyCertSign (RFC 5280 §4.2.1.3)")
     identifier = by_type.get(x509.SubjectKeyIdentifier)
     if identifier is not None and identifier.critical:
-        findings.append("a critical SubjectKeyIdentifier: checked by the relaxed policy")
+        _refuse("the CA's SubjectKeyIdentifier is critical, which RFC 5280 §4.2.1.2 forbids")
     purposes = by_type.get(x509.ExtendedKeyUsage)
     if purposes is not None and isinstance(purposes.value, x509.ExtendedKeyUsage):
         allowed = {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}

@@ -36,6 +36,7 @@ FIELDS: Final = ("cn", "serial_number", "o", "ou", "san_uri", "san_dns")
 
 PARSE_ERRORS: Final = (
     ValueError,
+    TypeError,  # NameConstraints with an address where a network belongs
     UnsupportedAlgorithm,
     x509.InvalidVersion,
     x509.DuplicateExtension,

@@ -17,7 +17,7 @@ from cryptography.x509.verification import VerificationError as PathError
 
 from provisioning.anchors import Anchor, TrustAnchors
 from provisioning.authorities import AuthorityState, is_issued_by
-from provisioning.certificates import CertificateFacts, check_profile, read_facts
+from provisioning.certificates import PARSE_ERRORS, CertificateFacts, check_profile, read_facts
 from provisioning.decision import Rule
 from provisioning.errors import RejectReason, VerificationError
 from provisioning.ids import AuthorityId, KeyId, ProductId, TopicName
@@ -190,7 +190,7 @@ def _try_anchor(case: _Case, anchor: Anchor, depth: int) -> bool:
         path = verifier.verify(case.chain[0], list(case.chain[1 : depth + 1])).chain
         if len(path) != depth + 2:
             fault = f"expected a path over {depth} intermediates, got {len(path) - 2}"
-    except (PathError, ValueError) as error:
+    except (PathError, *PARSE_ERRORS) as error:
         fault = str(error)
     if fault is not None:
         if not is_issued_by(case.chain[depth], anchor.certificate):

@@ -2,5 +2,20 @@
 
 from broker_fixtures import installed_broker
 from databases import database
+from vector_counts import (
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+    vectors,
+)
 
-__all__ = ["database", "installed_broker"]
+__all__ = [
+    "database",
+    "installed_broker",
+    "pytest_configure",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "pytest_testnodedown",
+    "vectors",
+]
