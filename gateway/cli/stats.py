@@ -11,7 +11,6 @@ from gateway.cli.output import JsonOption, print_json, print_line, print_rows, t
 
 def stats(
     product: Annotated[str | None, typer.Option(help="Only of this product.")] = None,
-    product: Annotated[str | None, typer.Option(help="Only of this product.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
