@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from provisioning.ids import OrganizationId
 from provisioning.statistics import ALL_TIME
 from store.database import Transaction
-from store.schema import cohorts, counters, products
+from store.schema import cohorts, counters, credentials, inbox, products
 
 
 def load_figures(
@@ -61,3 +61,23 @@ def _add(figures: dict[str, Any], name: str, word: str, value: int) -> None:
         figures["connected"] += value
     elif value:
         figures[name][word] = figures[name].get(word, 0) + value
+
+
+def count_devices(tx: Transaction) -> dict[str, int]:
+    """Devices that have a key, by product, counted from the rows themselves."""
+    rows = tx.connection.execute(
+        sa.select(products.c.name, sa.func.count(sa.distinct(credentials.c.device_id)).label("value"))
+        .join(credentials, credentials.c.product_id == products.c.id)
+        .group_by(products.c.name)
+    )
+    return {row.name: int(row.value) for row in rows}
+
+
+def count_refused_keys(tx: Transaction) -> dict[str, int]:
+    """Keys that were refused after proof, by reason, counted from the inbox."""
+    rows = tx.connection.execute(
+        sa.select(inbox.c.reason, sa.func.count(sa.distinct(inbox.c.key_id)).label("value")).group_by(
+            inbox.c.reason
+        )
+    )
+    return {row.reason: int(row.value) for row in rows}

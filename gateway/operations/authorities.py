@@ -17,7 +17,7 @@ from provisioning.authorities import (
     new_code,
     verify_possession,
 )
-from provisioning.errors import ConflictError, InvalidError
+from provisioning.errors import ConflictError, InvalidError, TransitionError
 from provisioning.ids import AuthorityId
 from provisioning.products import parse_name
 from store import authorities, products

@@ -1,0 +1,197 @@
+"""The reference device: what a careful client does over one connection after another (protocol, levels 1 and 2).
+
+It keeps its key and `boot` across reconnects, draws `conn` anew at every CONNECT, signs its will before it
+connects, repeats its hello with a new nonce until it is answered, answers challenges, and beats its heart.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from gateway.device.messages import (
+    Presence,
+    Profile,
+    Reply,
+    Result,
+    Voice,
+    load_identity_files,
+    new_nonce,
+    parse_reply,
+)
+from provisioning.errors import FleetgateError, MessageError
+from provisioning.topics import DEFAULT_PREFIX, Up
+
+FIRST_WAIT_SECONDS: Final = 5.0
+LONGEST_WAIT_SECONDS: Final = 600.0
+LOOP_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """Who the device is, and where it dials."""
+
+    cert: Path
+    key: Path
+    host: str
+    port: int
+    cafile: Path
+    audience: str
+    prefix: str = DEFAULT_PREFIX
+    profile: Profile = field(default_factory=Profile)
+    mqtt5: bool = True
+    has_clock: bool = True
+
+
+class Agent:
+    """One device. `run` blocks; `stop` may come from a signal handler or another thread.
+
+    Args:
+        settings: who and where.
+        tell: is told in words what happens.
+    """
+
+    def __init__(self, settings: AgentSettings, tell: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._tell = tell
+        self._voice = Voice(
+            load_identity_files(settings.cert, settings.key),
+            audience=settings.audience,
+            prefix=settings.prefix,
+            profile=settings.profile,
+        )
+        self._stopping = threading.Event()
+        self._nonce = ""
+        self._tries = 0
+        self._known = False
+        self._act_at = 0.0
+        self._act: Callable[[], None] | None = None
+        self._heartbeat_seconds = 60.0
+        self.last_reply: Reply | None = None
+
+    def stop(self) -> None:
+        """Ends `run` after a goodbye."""
+        self._stopping.set()
+
+    def run(self, *, until_answered: bool = False) -> Reply | None:
+        """Connects, says hello and stays, connecting again after each loss.
+
+        Args:
+            until_answered: leave after the first answer that is final.
+
+        Returns:
+            The last reply.
+        """
+        losses = 0
+        while not self._stopping.is_set():
+            client = self._new_client()
+            try:
+                client.connect(self._settings.host, self._settings.port, keepalive=120)
+            except OSError as error:
+                self._tell(f"cannot connect to {self._settings.host}:{self._settings.port}: {error}")
+            else:
+                losses = 0
+                self._serve(client, until_answered)
+                if until_answered and self.last_reply is not None:
+                    return self.last_reply
+            losses += 1
+            self._stopping.wait(_jitter(losses))
+        return self.last_reply
+
+    def _new_client(self) -> paho.Client:
+        settings = self._settings
+        will = self._voice.begin_connection()
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._voice.identity.topic_name,
+            protocol=paho.MQTTv5 if settings.mqtt5 else paho.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.tls_set(str(settings.cafile), str(settings.cert), str(settings.key))
+        client.will_set(self._voice.topic(Up.PRESENCE), will, qos=1)
+        client.on_connect = self._connected
+        client.on_subscribe = lambda client, *_: self._say_hello(client)
+        client.on_message = self._message
+        return client
+
+    def _serve(self, client: paho.Client, until_answered: bool) -> None:
+        while client.loop(LOOP_SECONDS) == paho.MQTT_ERR_SUCCESS:
+            final = self.last_reply is not None and self.last_reply.result != Result.CHALLENGE
+            if self._stopping.is_set() or (until_answered and final):
+                goodbye = self._voice.presence(Presence.OFFLINE)
+                client.publish(self._voice.topic(Up.PRESENCE), goodbye, qos=1)
+                client.disconnect()
+                while client.want_write():
+                    client.loop_write()
+                return
+            if self._act is not None and time.monotonic() >= self._act_at:
+                self._act()
+        self._tell("the connection was lost")
+
+    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _more: Any) -> None:
+        if reason.is_failure:
+            self._tell(f"the broker refused the connection: {reason}")
+            return
+        self._tell(
+            f"connected to {self._settings.host}:{self._settings.port} as {self._voice.identity.topic_name}"
+        )
+        client.subscribe(self._voice.reply_topic, 1)
+
+    def _say_hello(self, client: paho.Client, challenge: str | None = None) -> None:
+        self._nonce = new_nonce()
+        self._tries += 1
+        ts = int(time.time() * 1000) if self._settings.has_clock else None
+        hello = self._voice.hello(nonce=self._nonce, ts=ts, challenge=challenge, with_chain=not self._known)
+        client.publish(self._voice.topic(Up.HELLO), hello, qos=1)
+        self._after(_jitter(self._tries), lambda: self._say_hello(client))
+
+    def _message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        try:
+            reply = parse_reply(bytes(message.payload))
+        except MessageError as error:
+            self._tell(f"a reply that cannot be read: {error.detail}")
+            return
+        if reply.nonce is not None and reply.nonce != self._nonce:
+            return
+        self.last_reply = reply
+        match reply.result:
+            case Result.CHALLENGE:
+                self._tell(f"challenged ({reply.reason}); answering")
+                self._known = self._known and reply.reason != "chain_required"
+                self._say_hello(client, reply.challenge)
+            case Result.WELCOME:
+                self._tell(f"welcome: {reply.identifier} of product {reply.product}, cohort {reply.cohort}")
+                self._tries, self._known = 0, True
+                self._heartbeat_seconds = reply.heartbeat_seconds or self._heartbeat_seconds
+                self._beat_later(client)
+            case Result.PENDING | Result.BUSY | Result.REJECTED:
+                wait = reply.retry_after_seconds or LONGEST_WAIT_SECONDS
+                self._tell(f"{reply.result}: {reply.reason}; trying again in {wait:.0f} s")
+                self._after(wait, lambda: self._say_hello(client))
+
+    def _beat_later(self, client: paho.Client) -> None:
+        def beat() -> None:
+            online = self._voice.presence(Presence.ONLINE)
+            client.publish(self._voice.topic(Up.PRESENCE), online, qos=1)
+            self._beat_later(client)
+
+        self._after(self._heartbeat_seconds * (0.8 + secrets.randbelow(200) / 1000), beat)
+
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._act_at, self._act = time.monotonic() + seconds, act
+
+
+class AgentError(FleetgateError):
+    """The agent cannot start as asked."""
+
+
+def _jitter(tries: int) -> float:
+    """Full jitter: anywhere up to a doubling bound, which ends at ten minutes; never below half a second."""
+    bound = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** (tries - 1))
+    return max(0.5, bound * secrets.randbelow(1000) / 1000)
