@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-import threading
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -37,6 +37,8 @@ def demo(
     if context.invoked_subcommand is not None:
         return
     steps = itertools.count(1)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends broker and gateway too
+        signal.signal(number, signal.default_int_handler)
 
     def tell(what: str, command: str) -> None:
         if not as_json:
@@ -50,7 +52,6 @@ def demo(
             fleet, report = run_fleet(running, devices, seconds)
         else:
             fleet, report = _watched(running, devices, seconds)
-        fleet.close()
         answer = judge(running, report, devices)
         if as_json:
             print_json(answer)
@@ -60,7 +61,8 @@ def demo(
             print_line(f"hello → reply: {latency['p50']} ms in the middle, {latency['p99']} ms at 99 %")
             print_line(f"SQL and devices agree, and the invariants hold: {'yes' if answer['ok'] else 'NO'}")
         if not (headless or as_json):
-            _stay(running)
+            _stay(running, fleet)
+        fleet.close()
         if not answer["ok"]:
             raise typer.Exit(ExitCode.FAILURE)
 
@@ -128,7 +130,7 @@ def _summarize(report: FleetReport) -> None:
         print_line(f"{intruder.name} had a genuine certificate and was refused: {intruder.reason}")
 
 
-def _stay(running: Demo) -> None:
+def _stay(running: Demo, fleet: Fleet) -> None:
     place = running.place
     print_line("")
     print_line("Try now, in another terminal:")
@@ -143,16 +145,20 @@ def _stay(running: Demo) -> None:
         print_line(f"  {line}")
     say("Ctrl-C ends the demo.")
     with contextlib.suppress(KeyboardInterrupt):
-        _watch_arrivals(running)
+        _watch_arrivals(running, fleet)
     say("ended; the state stays in the folder until the next demo")
 
 
-def _watch_arrivals(running: Demo) -> None:
-    """Tells of each device that arrives, until Ctrl-C."""
-    pause = threading.Event()
+def _watch_arrivals(running: Demo, fleet: Fleet) -> None:
+    """Keeps the fleet connected and tells of each device that arrives, until Ctrl-C."""
     with open_api(running.place.settings) as api:
         known = {row["id"] for row in api.pages("devices", limit=100_000)}
-        while not pause.wait(1.0):
+        look_at = 0.0
+        while True:
+            fleet.serve(0.1)
+            if time.monotonic() < look_at:
+                continue
+            look_at = time.monotonic() + 1.0
             for row in api.pages("devices", limit=100_000):
                 if row["id"] not in known:
                     known.add(row["id"])

@@ -3,8 +3,6 @@
 0 done · 1 failed · 2 used wrongly · 3 not found · 4 not allowed · 5 conflict · 6 timed out.
 """
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -12,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import ca, certificate, cohort, device, inbox, product
+from gateway.cli import agent, ca, certificate, cohort, demo, device, inbox, product
 from gateway.cli.doctor import doctor
 from gateway.cli.init import init
 from gateway.cli.output import ExitCode, exit_code, print_line, say, text_of
@@ -39,11 +37,10 @@ for _name, _module in (
     ("device", device),
     ("inbox", inbox),
     ("certificate", certificate),
+    ("agent", agent),
+    ("demo", demo),
 ):
     root.add_typer(_module.app, name=_name)
-for _name in ("agent", "demo"):  # devices to try it with
-    if importlib.util.find_spec(f"gateway.cli.{_name}") is not None:
-        root.add_typer(importlib.import_module(f"gateway.cli.{_name}").app, name=_name)
 
 
 def _print_version(wanted: bool) -> None:

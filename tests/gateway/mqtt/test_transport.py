@@ -104,7 +104,7 @@ def test_a_full_queue_pushes_back_without_closing(installed: InstalledBroker, de
     stats = transport.stats()
     assert [incoming.payload for incoming in taken] == numbers(3000), "each once, and in order"
     assert max(queued) <= 100
-    assert stats.pauses > 1
+    assert stats.pauses >= 1
     assert (stats.generation, stats.discarded) == (0, 0)
     transport.close()
 
