@@ -196,14 +196,7 @@ def previous_statement(audience: str, topic_name: str, new_spki: bytes) -> bytes
 
 
 def spki_of(public_key: PublicKey) -> bytes:
-    """The key as DER SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), encoded anew so that a key has only one."""
-    if isinstance(public_key, ec.EllipticCurvePublicKey):
-        # The point is written uncompressed here whatever it was read from; the head is fixed for the curve.
-        head = _EC_HEADS.get(public_key.curve.name)
-        if head is not None:
-            return head + public_key.public_bytes(
-                serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
-            )
+    """The key as DER SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), encoded anew: a key has only one."""
     return public_key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -281,13 +274,6 @@ def _ecdsa_of(curve: ec.EllipticCurve) -> ec.ECDSA:
 def _check_rsa_bits(bits: int) -> None:
     if not MIN_RSA_BITS <= bits <= MAX_RSA_BITS:
         raise VerificationError(RejectReason.KEY_NOT_ALLOWED, f"an RSA key of {bits} bits; {_ALLOWED}")
-
-
-# SEQUENCE { SEQUENCE { id-ecPublicKey, curve }, BIT STRING (uncompressed point follows) } (RFC 5480 §2)
-_EC_HEADS: Final = {
-    "secp256r1": bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"),
-    "secp384r1": bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200"),
-}
 
 
 def _decode_base64(text: object, member: str) -> bytes:

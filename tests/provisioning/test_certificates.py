@@ -213,6 +213,13 @@ def test_other_keys() -> None:
     )
 
 
+@pytest.mark.parametrize("fault", [Fault.RSA_1024, Fault.SECP256K1])
+def test_parsing_alone_refuses_weak_keys(fault: Fault) -> None:
+    ders = ROOT.issue("p-1", now=NOW, fault=fault).der_chain
+    with pytest.raises(VerificationError, match="key_not_allowed"):
+        parse_chain(ders)
+
+
 GOOD = _leaf(
     x509.BasicConstraints(False, None),
     x509.SubjectAlternativeName([x509.DNSName("p-1.example"), x509.UniformResourceIdentifier("urn:x")]),

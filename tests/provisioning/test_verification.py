@@ -203,6 +203,13 @@ def test_a_revoked_intermediate_is_not_passed_over() -> None:
     assert _refusal(device.der_chain, revoked, _anchor(ROOT))[0] is RejectReason.CA_REVOKED
 
 
+def test_a_registration_in_use_goes_before_a_revoked_one() -> None:
+    revoked = _anchor(ROOT, 1, product=1, state=AuthorityState.REVOKED)
+    assert (
+        _verify(ROOT.issue("p-1", now=NOW).der_chain, revoked, _anchor(ROOT, 2, product=2)).authority_id == 2
+    )
+
+
 def test_validity_of_the_certificate() -> None:
     device = ROOT.issue("p-17", now=NOW)
     begin, end = NOW - timedelta(hours=1), NOW + timedelta(days=365)
