@@ -14,7 +14,7 @@ import structlog
 
 from provisioning.devices import Connection, ConnectionState
 from provisioning.sessions import end_connection
-from store import audit, brokers, connections, facts, registry, writer
+from store import audit, brokers, connections, facts, registry, reports, writer
 from store.connections import OpenConnection
 from store.database import Database, StoreUnavailableError
 from store.times import to_ms
@@ -52,6 +52,8 @@ class Housekeeping:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self.connected = 0
+        """Connected devices of all products at the last round; the heartbeat interval follows it."""
 
     def start(self) -> None:
         """Starts the thread."""
@@ -90,6 +92,8 @@ class Housekeeping:
                 log.warning("broker_restarted", action="devices_unknown_until_heard", broker=self._broker)
         with self._database.write(["audit"]) as tx:
             audit.seal(tx)
+        with self._database.read() as tx:
+            self.connected = reports.count_connected(tx)
         return self._end_earlier_epochs() + self._end_silent()
 
     def _end_silent(self) -> int:

@@ -98,21 +98,18 @@ class Gateway:
                 rate_burst=settings.limits.hello_burst,
             )
         )
-        # The interval follows the fleet's size through housekeeping's count; a minute until 30,000 connected.
-        terms = Terms(
-            audience=settings.audience, challenge_key=challenge_key, heartbeat_seconds=heartbeat_seconds(0)
+        self._challenge_key = challenge_key
+        self.housekeeping: Final = Housekeeping(
+            database, broker=broker.name, worker=settings.worker, clock=now_utc
         )
         self.pipeline: Final = Pipeline(
             database,
-            terms=lambda: terms,
+            terms=self._terms,
             broker=broker.name,
             worker=settings.worker,
             prefix=settings.prefix,
             new_id=new_id,
             most_held=settings.limits.held_messages,
-        )
-        self.housekeeping: Final = Housekeeping(
-            database, broker=broker.name, worker=settings.worker, clock=now_utc
         )
         self.transport.on_uptime(self.housekeeping.note_uptime)
         self.api: Final = ApiServer(settings, database, self.transport, self.pipeline)
@@ -124,6 +121,13 @@ class Gateway:
     def alive(self) -> bool:
         """Whether messages are being worked."""
         return self._thread.is_alive()
+
+    def _terms(self) -> Terms:
+        return Terms(
+            audience=self._settings.audience,
+            challenge_key=self._challenge_key,
+            heartbeat_seconds=heartbeat_seconds(self.housekeeping.connected),
+        )
 
     def start(self) -> None:
         """Starts every part."""

@@ -63,6 +63,14 @@ def _add(figures: dict[str, Any], name: str, word: str, value: int) -> None:
         figures[name][word] = figures[name].get(word, 0) + value
 
 
+def count_connected(tx: Transaction) -> int:
+    """Connected devices of all products, from counters."""
+    query = sa.select(sa.func.coalesce(sa.func.sum(counters.c.value), 0)).where(
+        counters.c.name == "connected"
+    )
+    return int(tx.connection.execute(query).scalar_one())
+
+
 def count_devices(tx: Transaction) -> dict[str, int]:
     """Devices that have a key, by product, counted from the rows themselves."""
     rows = tx.connection.execute(
