@@ -108,7 +108,11 @@ class NotFoundError(FleetgateError):
 
 
 class AccessError(FleetgateError):
-    """No key, an unknown or expired one, or one whose role does not reach."""
+    """The caller may not do that."""
+
+
+class UnknownKeyError(AccessError):
+    """No API key was sent, or one that is unknown, expired or revoked."""
 
 
 class StoreError(FleetgateError):

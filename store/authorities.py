@@ -74,6 +74,23 @@ def create(
     bump_revision(tx)
 
 
+def renew_code(
+    tx: Transaction, product_id: ProductId, fingerprint: str, *, code: str, code_expires_at: datetime
+) -> AuthorityId | None:
+    """Gives a CA that was never proven a new code; None where the product has no such CA."""
+    number = tx.connection.execute(
+        sa.update(authorities)
+        .where(
+            authorities.c.product_id == product_id,
+            authorities.c.fingerprint == fingerprint,
+            authorities.c.proven_at.is_(None),
+        )
+        .values(code=code, code_expires_at=to_ms(code_expires_at))
+        .returning(authorities.c.id)
+    ).scalar()
+    return None if number is None else AuthorityId(number)
+
+
 def list_all(tx: Transaction, organization_id: OrganizationId, product: str | None = None) -> list[Authority]:
     """The organization's CAs, by product and name."""
     query = _query().where(products.c.organization_id == organization_id)

@@ -26,6 +26,10 @@ class StoreUnavailableError(StoreError):
     """The database cannot be reached or broke the connection; the same work may succeed later."""
 
 
+class BrokenConstraintError(ConflictError):
+    """A constraint of the schema was broken; nothing was written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """An open transaction. Repositories take it; nothing outside the store looks inside."""
@@ -117,7 +121,7 @@ class Database:
             lock_names: what is decided over; on PostgreSQL nobody else holds any of them meanwhile.
 
         Raises:
-            ConflictError: a constraint of the schema was broken.
+            BrokenConstraintError: a constraint of the schema was broken.
             StoreUnavailableError: the database is away; nothing was committed, or the answer was lost.
             StoreError: anything else it refuses.
         """
@@ -163,7 +167,7 @@ def _translated(database: Database) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        raise ConflictError(f"the database refused it: {_first_line(error.orig)}") from error
+        raise BrokenConstraintError(f"the database refused it: {_first_line(error.orig)}") from error
     except (OperationalError, InterfaceError) as error:
         raise StoreUnavailableError(
             f"database {database} is not available: {_first_line(error.orig)}; "

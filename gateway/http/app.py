@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from gateway.http import problems, views
 from gateway.operations import authorities, devices, products
 from gateway.operations.desk import Desk
-from provisioning.access import Principal, hash_key
+from provisioning.access import Principal, Role, check_role, hash_key
 from provisioning.authorities import AuthorityState
-from provisioning.errors import AccessError
+from provisioning.errors import UnknownKeyError
 from provisioning.ids import AuthorityId, DeviceId
 from provisioning.products import parse_jitp
 from store import organizations
@@ -35,18 +35,24 @@ def create_app(
     def authenticate(request: Request) -> Principal:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise AccessError("send `Authorization: Bearer KEY`; `fleetgate init` made one")
+            raise UnknownKeyError("send `Authorization: Bearer KEY`; `fleetgate init` made one")
         with desk.database.read() as tx:
             principal = organizations.find_principal(tx, hash_key(key.strip()), desk.clock())
         if principal is None:
-            raise AccessError("this key is unknown, expired or revoked")
+            raise UnknownKeyError("this key is unknown, expired or revoked")
         return principal
 
     who = Annotated[Principal, Depends(authenticate)]
+
+    def authorize(principal: who) -> Principal:
+        check_role(principal, Role.OPERATOR)
+        return principal
+
+    operator = Annotated[Principal, Depends(authorize)]
     router = APIRouter(prefix="/api/v1")
 
     @router.post("/products", status_code=201)
-    def create_product(principal: who, body: views.NewProduct) -> views.ProductOut:
+    def create_product(principal: operator, body: views.NewProduct) -> views.ProductOut:
         made = products.create(desk, principal, name=body.name, description=body.description, tags=body.tags)
         return views.ProductOut.of(made)
 
@@ -59,11 +65,11 @@ def create_app(
         return views.ProductOut.of(products.load(desk, principal, product))
 
     @router.put("/products/{product}/jitp")
-    def set_jitp(principal: who, product: str, body: dict[str, Any]) -> views.ProductOut:
+    def set_jitp(principal: operator, product: str, body: dict[str, Any]) -> views.ProductOut:
         return views.ProductOut.of(products.set_jitp(desk, principal, product, parse_jitp(body)))
 
     @router.post("/products/{product}/cohorts", status_code=201)
-    def create_cohort(principal: who, product: str, body: views.NewCohort) -> views.CohortOut:
+    def create_cohort(principal: operator, product: str, body: views.NewCohort) -> views.CohortOut:
         made = products.create_cohort(
             desk, principal, product=product, name=body.name, description=body.description
         )
@@ -78,34 +84,36 @@ def create_app(
         return [views.AuthorityOut.of(one) for one in authorities.list_all(desk, principal, product)]
 
     @router.post("/products/{product}/authorities", status_code=201)
-    def register_authority(principal: who, product: str, body: views.NewAuthority) -> views.AuthorityOut:
+    def register_authority(principal: operator, product: str, body: views.NewAuthority) -> views.AuthorityOut:
         made = authorities.register(
             desk, principal, product=product, name=body.name, pem=body.certificate.encode()
         )
         return views.AuthorityOut.of(made)
 
     @router.post("/authorities/{authority}/prove")
-    def prove_authority(principal: who, authority: views.Number, body: views.Proof) -> views.AuthorityOut:
+    def prove_authority(
+        principal: operator, authority: views.Number, body: views.Proof
+    ) -> views.AuthorityOut:
         proof = body.certificate.encode()
         return views.AuthorityOut.of(authorities.prove(desk, principal, AuthorityId(authority), proof))
 
     @router.post("/authorities/{authority}/activate")
-    def activate_authority(principal: who, authority: views.Number) -> views.AuthorityOut:
+    def activate_authority(principal: operator, authority: views.Number) -> views.AuthorityOut:
         return move(principal, authority, AuthorityState.ACTIVE)
 
     @router.post("/authorities/{authority}/retire")
-    def retire_authority(principal: who, authority: views.Number) -> views.AuthorityOut:
+    def retire_authority(principal: operator, authority: views.Number) -> views.AuthorityOut:
         return move(principal, authority, AuthorityState.RETIRING)
 
     @router.post("/authorities/{authority}/revoke")
-    def revoke_authority(principal: who, authority: views.Number) -> views.AuthorityOut:
+    def revoke_authority(principal: operator, authority: views.Number) -> views.AuthorityOut:
         return move(principal, authority, AuthorityState.REVOKED)
 
     def move(principal: Principal, authority: int, to: AuthorityState) -> views.AuthorityOut:
         return views.AuthorityOut.of(authorities.move(desk, principal, AuthorityId(authority), to))
 
     @router.post("/products/{product}/devices", status_code=201)
-    def create_device(principal: who, product: str, body: views.NewDevice) -> views.DeviceOut:
+    def create_device(principal: operator, product: str, body: views.NewDevice) -> views.DeviceOut:
         made = devices.create(
             desk,
             principal,
@@ -142,11 +150,11 @@ def create_app(
         return views.DeviceOut.of(devices.find(desk, principal, device))
 
     @router.post("/devices/{device}/block")
-    def block_device(principal: who, device: str) -> views.DeviceOut:
+    def block_device(principal: operator, device: str) -> views.DeviceOut:
         return views.DeviceOut.of(devices.set_blocked(desk, principal, device, blocked=True))
 
     @router.post("/devices/{device}/unblock")
-    def unblock_device(principal: who, device: str) -> views.DeviceOut:
+    def unblock_device(principal: operator, device: str) -> views.DeviceOut:
         return views.DeviceOut.of(devices.set_blocked(desk, principal, device, blocked=False))
 
     @router.get("/inbox")

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -14,11 +15,15 @@ from provisioning.errors import (
     InvalidError,
     NotFoundError,
     TransitionError,
+    UnknownKeyError,
 )
 from store.database import StoreUnavailableError
 
+log: Final = structlog.get_logger()
 MEDIA_TYPE: Final = "application/problem+json"
 _KINDS: Final[tuple[tuple[type[FleetgateError], int, str, str], ...]] = (
+    (UnknownKeyError, 401, "unknown_key", "No valid API key"),
+    (AccessError, 403, "access", "Not allowed"),
     (InvalidError, 422, "invalid", "The input breaks a rule"),
     (NotFoundError, 404, "not_found", "There is no such object"),
     (ConflictError, 409, "conflict", "It collides with what is there"),
@@ -45,9 +50,6 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(FleetgateError)
     def _ours(_: Request, error: FleetgateError) -> JSONResponse:
-        if isinstance(error, AccessError):
-            known = "API key" in str(error)
-            return problem(403 if known else 401, "access", "Not allowed", str(error))
         for kind, status, word, title in _KINDS:
             if isinstance(error, kind):
                 field = getattr(error, "field", None)
@@ -63,4 +65,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def _plain(_: Request, error: HTTPException) -> JSONResponse:
         kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
-        return problem(error.status_code, kind, str(error.detail), str(error.detail))
+        answer = problem(error.status_code, kind, str(error.detail), str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    def _unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.error("request_failed", cause=str(error), exc_info=error)
+        return problem(500, "internal", "Something failed here", "see the gateway's log")

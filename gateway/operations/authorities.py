@@ -22,12 +22,15 @@ from provisioning.ids import AuthorityId
 from provisioning.products import parse_name
 from store import authorities, products
 from store.authorities import Authority
+from store.database import BrokenConstraintError
 
 CODE_LIFE: Final = timedelta(hours=24)
+LOCK: Final = "ca"
+"""One change of any CA at a time: they are rare, and must see one another."""
 
 
 def register(desk: Desk, principal: Principal, *, product: str, name: str, pem: bytes) -> Authority:
-    """Registers a CA for a product, pending, and makes the code to prove it with.
+    """Registers a CA for a product, pending, and makes the code to prove it with; again while unproven: a new code.
 
     Raises:
         InvalidError: the certificate is no CA that we could accept; says why.
@@ -40,18 +43,23 @@ def register(desk: Desk, principal: Principal, *, product: str, name: str, pem: 
     with desk.database.read() as tx:
         owner = products.load(tx, principal.organization_id, product)
         others = authorities.list_of_others(tx, owner.id)
-    check_unrelated(
-        facts.certificate, [(other, x509.load_der_x509_certificate(der)) for other, der in others]
-    )
+    _check_unrelated(facts.certificate, others)
+    code = new_code(secrets.token_bytes(20))
     try:
-        with desk.database.write() as tx:
+        with desk.database.write([LOCK]) as tx:
+            again = authorities.renew_code(
+                tx, owner.id, facts.fingerprint, code=code, code_expires_at=now + CODE_LIFE
+            )
+            if again is not None:  # never proven: the same certificate gets a new code
+                desk.note(tx, principal, "ca.renew_code", again)
+                return authorities.load(tx, principal.organization_id, again)
             authorities.create(
                 tx,
                 id=number,
                 product_id=owner.id,
                 name=name,
                 facts=facts,
-                code=new_code(secrets.token_bytes(20)),
+                code=code,
                 code_expires_at=now + CODE_LIFE,
                 at=now,
             )
@@ -99,10 +107,13 @@ def prove(desk: Desk, principal: Principal, number: AuthorityId, proof_pem: byte
         )
     verify_possession(proof_pem, authority.certificate, authority.code, now)
     try:
-        with desk.database.write() as tx:
+        with desk.database.write([LOCK]) as tx:
+            # Again, under the lock: another product may have proven a related CA since this one was registered.
+            others = authorities.list_of_others(tx, authority.product_id)
+            _check_unrelated(x509.load_der_x509_certificate(authority.certificate), others)
             authorities.prove(tx, authority.id, now)
             desk.note(tx, principal, "ca.prove", authority.id, after={"proven_at": now.isoformat()})
-    except ConflictError as error:
+    except BrokenConstraintError as error:
         raise ConflictError(
             "a CA with this key or this subject is registered already; a CA belongs to exactly one product"
         ) from error
@@ -115,7 +126,7 @@ def move(desk: Desk, principal: Principal, number: AuthorityId, to: AuthoritySta
     Raises:
         TransitionError: its life has no such step.
     """
-    with desk.database.write() as tx:
+    with desk.database.write([LOCK]) as tx:
         authority = authorities.load(tx, principal.organization_id, number)
         proven = authority.proven_at is not None
         decide_transition(authority.state, to, proven=proven or to is AuthorityState.REVOKED)
@@ -138,3 +149,7 @@ def sync_capath(desk: Desk) -> None:
     with desk.database.read() as tx:
         trusted = authorities.list_trusted(tx)
     desk.capath.sync([x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in trusted])
+
+
+def _check_unrelated(certificate: x509.Certificate, others: list[tuple[str, bytes]]) -> None:
+    check_unrelated(certificate, [(product, x509.load_der_x509_certificate(der)) for product, der in others])

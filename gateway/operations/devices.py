@@ -135,13 +135,16 @@ def set_blocked(desk: Desk, principal: Principal, name: str, *, blocked: bool) -
     view = find(desk, principal, name)
     with desk.database.read() as tx:
         keys = [KeyId(key) for key in devices.list_keys(tx, view.device.id)]
-    to = DeviceState.BLOCKED if blocked else DeviceState.ACTIVE
+    allowed_in = DeviceState.ACTIVE if keys else DeviceState.PENDING
+    to = DeviceState.BLOCKED if blocked else allowed_in
     locks = [*keys, f"{view.device.product_id}/{view.device.identifier}"]
     with desk.database.write(locks) as tx:
         working = _working_set(tx, desk, view, keys)
         device = working.devices[view.device.id]
         if device.state is DeviceState.RETIRED:
             raise TransitionError(f"device {device.identifier!r} is retired; that is for good")
+        if not blocked and device.state not in (DeviceState.BLOCKED, DeviceState.QUARANTINED):
+            to = device.state
         if device.state is not to:
             working.set_state(
                 device,
