@@ -28,7 +28,7 @@ from provisioning.ids import KeyId, TopicName
 from provisioning.messages import Hello, Message, Reply, Result, decode_chain, parse_message
 from provisioning.topics import Up, UpTopic, parse_up
 from provisioning.verification import TrustAnchors, VerifiedIdentity, check_validity, verify_chain
-from provisioning.working import Registry
+from provisioning.working import Registry, WorkingSet
 from store import facts as store_facts
 from store import registry as store_registry
 from store import set_aside, writer
@@ -121,7 +121,7 @@ class Pipeline:
         self.tally.batches += 1
         works = [_Work(delivered=message, now=message.received_at) for message in batch]
         for work in works:
-            self._parse(work)
+            self._attempt(work, self._parse)
         for _ in range(3):
             self._verify(works)
             try:
@@ -164,10 +164,16 @@ class Pipeline:
                 self._registry, self._anchors = store_registry.load_registry(tx)
             known = store_facts.load_credentials(tx, keys)
         for work in open_works:
-            try:
-                self._verify_one(work, known)
-            except (MessageError, VerificationError) as error:
-                self._refuse_unproven(work, error.reason, error.detail)
+            self._attempt(work, lambda one: self._verify_one(one, known))
+
+    def _attempt(self, work: _Work, step: Callable[[_Work], None]) -> None:
+        """Takes one message through a step; whatever it does, the others of its batch go on."""
+        try:
+            step(work)
+        except (MessageError, VerificationError) as error:
+            self._refuse_unproven(work, error.reason, error.detail)
+        except Exception as error:  # a fault of ours: kept with its cause, and seen
+            self._set_aside(work, error)
 
     def _verify_one(self, work: _Work, known: dict[KeyId, Credential]) -> None:
         assert work.envelope is not None
@@ -273,6 +279,7 @@ class Pipeline:
             writer.apply(tx, working, works[-1].now)
             reach("after_apply")
         reach("after_commit")
+        _log_changes(working)
         for work, verdict in verdicts:
             work.done = True
             work.reply = verdict.reply
@@ -349,6 +356,13 @@ class Pipeline:
 
 class _RegistryChangedError(FleetgateError):
     """Products, cohorts or CAs changed between verification and the transaction."""
+
+
+def _log_changes(working: WorkingSet) -> None:
+    for product_id, count in working.new_enrollments.items():
+        log.info("devices_enrolled", product=working.registry.products[product_id].name, count=count)
+    for reason, count in Counter(refusal.reason for refusal in working.refusals).items():
+        log.info("devices_refused", reason=reason, count=count)
 
 
 def _order(work: _Work) -> tuple[TopicName, str, int]:
