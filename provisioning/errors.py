@@ -40,7 +40,7 @@ class RejectReason(StrEnum):
     CLOCK_OFF = "clock_off"
     NOT_FRESH = "not_fresh"
     CHALLENGE_INVALID = "challenge_invalid"
-    # Enrollment (design, section 7).
+    # Enrollment.
     KEY_IN_OTHER_PRODUCT = "key_in_other_product"
     DEVICE_BLOCKED = "device_blocked"
     DEVICE_RETIRED = "device_retired"

@@ -1,4 +1,4 @@
-"""Whether a hello is new: by its clock, or by a challenge for devices without one (design, section 5).
+"""Whether a hello is new: by its clock, or by a challenge for devices without one.
 
 A challenge is stateless: issue time and topic under an HMAC that all workers share. Whoever answers it
 proves to have signed after that time. Only hellos use time; presence and progress are fresh by `seq`.

@@ -1,4 +1,4 @@
-"""What a product is, and how it takes in devices: its JITP settings (design, section 6)."""
+"""What a product is, and how it takes in devices: its JITP settings."""
 
 import re
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Brokers and their epochs: how often each is known to have restarted (design, section 10)."""
+"""Brokers and their epochs: how often each is known to have restarted."""
 
 import sqlalchemy as sa
 

@@ -1,4 +1,4 @@
-"""Events and the counters they change, written together, in key order (design, section 10).
+"""Events and the counters they change, written together, in key order.
 
 Counter rows are keyed by worker too, so that workers never wait for one another's; readers sum.
 """

@@ -1,7 +1,7 @@
 """Whether the invariants hold: checked with SQL of its own, in one snapshot, against what the code keeps.
 
 Nothing here is shared with the code that writes: counters are folded again from the events by hand-written
-SQL, so that a mistake in `provisioning.statistics` or `store.counters` shows (design, section 14).
+SQL, so that a mistake in `provisioning.statistics` or `store.counters` shows.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Writes what a batch decided: one writer, `executemany` in key order, counters last (design, section 3).
+"""Writes what a batch decided: one writer, `executemany` in key order, counters last.
 
 Whole rows are written by primary key, so applying the same result twice is the same as once. Any other
 constraint that breaks means somebody else was faster: the batch is rolled back and done again.
