@@ -31,6 +31,8 @@ from provisioning.topics import DEFAULT_PREFIX, Up
 FIRST_WAIT_SECONDS: Final = 5.0
 LONGEST_WAIT_SECONDS: Final = 600.0
 LOOP_SECONDS: Final = 0.2
+STABLE_SECONDS: Final = 60.0
+"""A connection that held so long starts the waiting anew; one that is taken over at once does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +98,10 @@ class Agent:
             except OSError as error:
                 self._tell(f"cannot connect to {self._settings.host}:{self._settings.port}: {error}")
             else:
-                losses = 0
+                began_at = time.monotonic()
                 self._serve(client, until_answered)
+                if time.monotonic() - began_at > STABLE_SECONDS:
+                    losses = 0
                 if until_answered and self.last_reply is not None:
                     return self.last_reply
             losses += 1
@@ -107,6 +111,7 @@ class Agent:
     def _new_client(self) -> paho.Client:
         settings = self._settings
         will = self._voice.begin_connection()
+        self._act = None  # what the lost connection still meant to say
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._voice.identity.topic_name,

@@ -2,7 +2,7 @@
 
 One thread serves all devices of a process with one selector around paho's `loop_read`, `loop_write` and
 `loop_misc`. A device says its signed hello, repeats it with a new nonce until it is answered, answers
-challenges, and then stays connected, or leaves and comes back where churn is asked for.
+challenges, and then stays connected and beats its heart. A connection that is lost stays lost.
 """
 
 import contextlib
@@ -118,6 +118,8 @@ class SimulatedDevice:
         self._said_at = 0.0
         self._challenge: str | None = None
         self._repeat_at = float("inf")
+        self._beat_at = float("inf")
+        self._heartbeat_seconds = 60.0
         self.client = self._new_client()
 
     def _new_client(self) -> paho.Client:
@@ -158,8 +160,12 @@ class SimulatedDevice:
         self.client.publish(self._voice.topic(Up.HELLO), hello, qos=1)
 
     def tend(self, now: float) -> None:
-        """Keeps the connection alive, and repeats a hello that was not answered."""
+        """Keeps connection and session alive, and repeats a hello that was not answered."""
         self.client.loop_misc()
+        if now > self._beat_at:
+            self._beat_at = now + self._heartbeat_seconds
+            online = self._voice.presence(Presence.ONLINE)
+            self.client.publish(self._voice.topic(Up.PRESENCE), online, qos=1)
         if now > self._repeat_at and not self.outcome.done:
             self.say_hello()
 
@@ -180,6 +186,9 @@ class SimulatedDevice:
         outcome.result, outcome.reason = str(reply.result), reply.reason
         outcome.product, outcome.cohort = reply.product, reply.cohort
         outcome.latency_ms = (heard_at - self._said_at) * 1000
+        if reply.result == Result.WELCOME:
+            self._heartbeat_seconds = reply.heartbeat_seconds or self._heartbeat_seconds
+            self._beat_at = heard_at + self._heartbeat_seconds * (0.5 + secrets.randbelow(500) / 1000)
 
 
 class Fleet:

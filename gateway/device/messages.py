@@ -1,14 +1,14 @@
 """What a device says and how it reads what it is told (docs/protocol.md, sections 4 to 8).
 
 Builds the signed payloads of hello, presence and progress for one connection, and takes replies apart. Keeps
-the counters that a connection needs (`conn`, `seq`) and nothing else: when to speak is `dialogue`'s business,
-how it travels is `agent`'s and `fleet`'s.
+the counters that a connection needs (`conn`, `seq`) and nothing else: when to speak, and how it travels,
+is `agent`'s and `fleet`'s business.
 """
 
 import base64
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -331,11 +331,6 @@ def load_identity_files(cert: Path, key: Path) -> Identity:
         return load_identity(cert.read_bytes(), key.read_bytes())
     except OSError as error:
         raise InvalidError(f"{error.filename} cannot be read: {error.strerror}") from None
-
-
-def chain_of(certificates: Sequence[x509.Certificate]) -> tuple[bytes, ...]:
-    """A chain in DER, as a hello carries it."""
-    return tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in certificates)
 
 
 def _without_none(members: Mapping[str, object]) -> dict[str, object]:
