@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from broker_fixtures import wait_until
 from databases import new_url
@@ -56,10 +57,19 @@ def supervised(running: Running, database_url: str, kill_at: str) -> Iterator[li
             if not stopping.is_set():
                 process[0] = subprocess.Popen(command, env=environment)
 
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{running.settings.http.url}/readyz", trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
     thread = threading.Thread(target=supervise)
     thread.start()
     try:
+        # Before the first hello: else all of them may wait for one batch, and the kill falls on the goodbyes.
+        wait_until(is_ready, "the service is ready", 30)
         yield ended
+        wait_until(is_ready, "the service is ready again", 30)
     finally:
         stopping.set()
         process[0].terminate()
