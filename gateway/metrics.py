@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.mqtt.client import TransportStats
-from gateway.pipeline import Tally
+from gateway.prover import Tally
 
 
 class _Snapshot(Collector):

@@ -62,6 +62,7 @@ class CredentialState(StrEnum):
 class Credential:
     """A public key by which a device is known, and the newest certificate seen for it.
 
+    `not_after` is the earliest end among that certificate and the intermediates above it.
     `last_ts` orders its accepted hellos (milliseconds). `previous_boot` and `boot_returns` watch for clones:
     a device never goes back to a boot it has left.
     """

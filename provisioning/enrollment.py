@@ -369,6 +369,6 @@ def _credential(
         certificate=b"",
         fingerprint=certificate.fingerprint,
         not_before=certificate.not_before,
-        not_after=certificate.not_after,
+        not_after=identity.valid_until,
         created_at=now,
     )

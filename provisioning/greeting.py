@@ -73,6 +73,35 @@ def decide_message(
             return Verdict(reply=None)  # no offers yet: read, verified, and nothing to count it for
 
 
+def decide_ended(
+    hello: Hello,
+    identity: VerifiedIdentity,
+    facts: WorkingSet,
+    *,
+    reason: RejectReason,
+    detail: str,
+    terms: Terms,
+    now: datetime,
+) -> Verdict:
+    """Decides a hello that is genuine, but whose CA or certificate has ended: refused, and seen in the inbox.
+
+    Args:
+        hello, identity: read and verified, but for the time or state that `reason` names.
+        reason, detail: what `verification` found.
+    """
+    result = Enrollment(identifier=identity.certificate.common_name)
+    known = facts.credentials.get(identity.key_id)
+    if known is not None:
+        result.identifier = facts.devices[known.device_id].identifier
+    now_ms = int(now.timestamp() * 1000)
+    fresh = place_in_time(terms.challenge_key, identity.topic_name, hello.ts, hello.challenge, now_ms)
+    if fresh.at_ms is None:
+        return _challenge(hello, identity, terms, now_ms, fresh.reason or RejectReason.NOT_FRESH, result)
+    rule = Rule(name="certificate", passed=False, detail=detail, reason=reason)
+    result.rules.append(rule)
+    return _refuse(hello, identity, facts, result, rule, now)
+
+
 def _decide_hello(
     hello: Hello,
     identity: VerifiedIdentity,
@@ -150,7 +179,7 @@ def _accepted(
         authority_id=identity.authority_id,
         fingerprint=identity.certificate.fingerprint,
         not_before=identity.certificate.not_before,
-        not_after=identity.certificate.not_after,
+        not_after=identity.valid_until,
         last_ts=at_ms,
         last_nonce=hello.nonce,
         last_boot=hello.boot,

@@ -12,6 +12,7 @@ from gateway.device.messages import Presence, Result
 from gateway.operations import authorities, devices
 from provisioning.authorities import AuthorityState
 from provisioning.devices import ConnectionState
+from provisioning.envelope import key_id_of
 from provisioning.topics import Up
 from store.times import now_utc
 from store.verify import verify
@@ -118,6 +119,12 @@ def test_a_ca_registered_live_is_trusted_at_the_next_handshake_and_refused_once_
     authorities.move(running.desk, running.principal, registered.id, AuthorityState.REVOKED)
     refused = device.hello()
     assert (refused.result, refused.reason) == (Result.REJECTED, "ca_revoked")
+    (item,) = devices.list_inbox(running.desk, running.principal, product="gadget", reason=None, limit=9)
+    assert (item.reason, item.topic_name, item.key_id) == (
+        "ca_revoked",
+        device.identity.topic_name,
+        key_id_of(device.identity.key.public_key()),
+    )
     device.disconnect()
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 import sqlalchemy as sa
 
-from gateway import pipeline as module
+from gateway import prover as module
 from gateway.device.factory import create_authority
 from gateway.pipeline import Pipeline
 from provisioning.envelope import payload_type, sign_envelope

@@ -17,6 +17,7 @@ from provisioning.errors import RejectReason, VerificationError
 from provisioning.ids import AuthorityId, ProductId
 from provisioning.verification import (
     Anchor,
+    EndedIdentityError,
     TrustAnchors,
     VerifiedIdentity,
     check_validity,
@@ -169,10 +170,35 @@ def test_states_that_refuse(state: AuthorityState, reason: RejectReason, detail:
     device = ROOT.issue("p-1", now=NOW)
     anchor = _anchor(ROOT, state=state)
     assert _refusal(device.der_chain, anchor) == (reason, detail)
-    facts = _verify(device.der_chain, _anchor(ROOT)).certificate
+    identity = _verify(device.der_chain, _anchor(ROOT))
     with pytest.raises(VerificationError) as caught:
-        check_validity(facts, anchor, NOW)
+        check_validity(identity, anchor, NOW)
     assert (caught.value.reason, caught.value.detail) == (reason, detail)
+
+
+def test_what_time_or_an_operator_ended_is_named_with_its_identity_and_a_forgery_is_not() -> None:
+    device = ROOT.issue("p-1", now=NOW)
+    for anchor, now in [
+        (_anchor(ROOT, state=AuthorityState.REVOKED), NOW),
+        (_anchor(ROOT), NOW + timedelta(days=400)),
+    ]:
+        with pytest.raises(EndedIdentityError) as caught:
+            _verify(device.der_chain, anchor, now=now)
+        assert caught.value.identity.topic_name == "p-1"
+    forged = ROOT.issue("p-1", now=NOW, fault=Fault.FOREIGN_SIGNATURE)
+    with pytest.raises(VerificationError) as stranger:
+        _verify(forged.der_chain, _anchor(ROOT, state=AuthorityState.REVOKED))
+    assert not isinstance(stranger.value, EndedIdentityError)
+
+
+def test_an_intermediate_that_ends_first_ends_a_known_key_too() -> None:
+    short = create_authority("short-lived", now=NOW, issuer=ROOT, valid_days=30)
+    identity = _verify(short.issue("p-1", now=NOW, send_issuer=True).der_chain, _anchor(ROOT))
+    assert identity.valid_until < identity.certificate.not_after
+    check_validity(identity, _anchor(ROOT), identity.valid_until)
+    with pytest.raises(EndedIdentityError) as caught:
+        check_validity(identity, _anchor(ROOT), identity.valid_until + timedelta(seconds=1))
+    assert caught.value.reason is RejectReason.CA_EXPIRED
 
 
 def test_a_retiring_authority_still_vouches() -> None:
@@ -214,10 +240,10 @@ def test_validity_of_the_certificate() -> None:
     device = ROOT.issue("p-17", now=NOW)
     begin, end = NOW - timedelta(hours=1), NOW + timedelta(days=365)
     second = timedelta(seconds=1)
-    facts = _verify(device.der_chain, _anchor(ROOT)).certificate
+    identity = _verify(device.der_chain, _anchor(ROOT))
     for inside in (begin, end):
         _verify(device.der_chain, _anchor(ROOT), now=inside)
-        check_validity(facts, _anchor(ROOT), inside)
+        check_validity(identity, _anchor(ROOT), inside)
     for outside, reason, detail in [
         (
             end + second,
@@ -234,7 +260,7 @@ def test_validity_of_the_certificate() -> None:
     ]:
         assert _refusal(device.der_chain, _anchor(ROOT), now=outside) == (reason, detail)
         with pytest.raises(VerificationError) as caught:
-            check_validity(facts, _anchor(ROOT), outside)
+            check_validity(identity, _anchor(ROOT), outside)
         assert (caught.value.reason, caught.value.detail) == (reason, detail)
 
 
