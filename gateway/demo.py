@@ -105,6 +105,7 @@ def running_demo(directory: Path, say: Say) -> Iterator[Demo]:
         device_port=0,
         gateway_port=0,
         http_port=0,
+        download_port=0,
         owner=account,
         broker_user=account,
     )

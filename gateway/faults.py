@@ -8,7 +8,18 @@ import signal
 from collections import Counter
 from typing import Final, Literal
 
-Point = Literal["before_lock", "after_apply", "after_commit", "after_publish", "after_acknowledge"]
+Point = Literal[
+    "before_lock",
+    "after_apply",
+    "after_commit",
+    "before_offer",
+    "after_offer",
+    "after_publish",
+    "after_offer_publish",
+    "after_acknowledge",
+    "before_start",
+    "after_start",
+]
 
 _POINT, _, _COUNT = os.environ.get("FLEETGATE_KILL_AT", "").partition(":")
 _reached: Final[Counter[str]] = Counter()

@@ -17,6 +17,7 @@ from provisioning.sessions import end_connection
 from store import audit, brokers, connections, facts, registry, reports, writer
 from store.connections import OpenConnection
 from store.database import Database, StoreUnavailableError
+from store.locks import device_lock
 from store.times import to_ms
 
 log: Final = structlog.get_logger()
@@ -124,18 +125,19 @@ class Housekeeping:
     ) -> int:
         if not found:
             return 0
-        keys = [connection.key_id for connection in found]
+        locks = [device_lock(self._broker, connection.topic_name) for connection in found]
         now = self._clock()
-        with self._database.write(keys) as tx:
+        with self._database.write(locks) as tx:
             known, _ = registry.load_registry(tx)
             working = facts.load_working_set(
                 tx,
                 known,
                 broker=self._broker,
                 worker=self._worker,
-                keys=keys,
+                keys=(),
                 identifiers=(),
                 topic_names=(),
+                device_ids=[connection.device_id for connection in found],
             )
             ended = 0
             for connection in found:

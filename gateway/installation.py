@@ -8,6 +8,7 @@
 | `broker/` | 2750 | ACL files, the broker's certificate and key, `capath/`: read by the broker's group |
 | `broker-data/` | 0700 | the broker's persistence: its own |
 | `private/` | 0700 | root secret, keys, the CAs' keys: the gateway's own |
+| `blobs/` | 0700 | artifacts of bundles: the gateway's own |
 | `state/` | 0700 | lock file and what else the gateway keeps |
 
 Nothing that exists is overwritten, and a failure takes away what it had made. The database is made elsewhere.
@@ -58,6 +59,7 @@ class Installation:
     device_port: int
     gateway_port: int
     http_port: int
+    download_port: int
     prefix: str
     audience: str
     group: str  # secret: the gateway's shared subscription
@@ -77,6 +79,17 @@ class Installation:
     def state(self) -> Path:
         """The gateway's state directory."""
         return self.directory / "state"
+
+    @property
+    def blobs(self) -> Path:
+        """The artifacts of bundles, by their SHA-256."""
+        return self.directory / "blobs"
+
+    @property
+    def download_url(self) -> str:
+        """How devices reach the downloads, unless a proxy stands before them."""
+        host = f"[{self.device_host}]" if ":" in self.device_host else self.device_host
+        return f"http://{host}:{self.download_port}"
 
     @property
     def configuration(self) -> Path:
@@ -156,6 +169,7 @@ def create_installation(
     gateway_port: int = 8884,
     http_host: str = "127.0.0.1",
     http_port: int = 8080,
+    download_port: int = 8081,
     prefix: str = DEFAULT_PREFIX,
     audience: str | None = None,
     owner: str | None = None,
@@ -166,10 +180,11 @@ def create_installation(
     Args:
         device_host: name or IP address that devices dial; in the broker's certificate with `localhost`.
         now: from when certificates are valid; aware.
-        device_port: devices' listener; 0 takes a free port, as for the other two.
+        device_port: devices' listener; 0 takes a free port, as for the others.
         gateway_port: the gateway's listener, on the loopback address.
         http_host: where the API listens.
         http_port: its port.
+        download_port: where devices download artifacts, on every address.
         prefix: what every topic starts with.
         audience: `aud` of every message; the device host if None.
         owner: account that runs the gateway; the current one if None. Another one takes root.
@@ -188,15 +203,16 @@ def create_installation(
     for field, name in (("device_host", device_host), ("audience", audience or device_host)):
         if not _HOST.fullmatch(name):
             raise InvalidError(f"{name!r} is no host name or IP address", field=field)
-    asked = (device_port, gateway_port, http_port)
+    asked = (device_port, gateway_port, http_port, download_port)
     free = iter(free_ports(asked.count(0)))
-    device_port, gateway_port, http_port = (port or next(free) for port in asked)
+    device_port, gateway_port, http_port, download_port = (port or next(free) for port in asked)
     installation = Installation(
         directory=directory.absolute(),
         device_host=device_host,
         device_port=device_port,
         gateway_port=gateway_port,
         http_port=http_port,
+        download_port=download_port,
         prefix=prefix,
         audience=audience or device_host,
         group=f"fg-{secrets.token_hex(_SECRET_BYTES)}",
@@ -215,7 +231,7 @@ def create_installation(
             (installation.capath, capath.DIRECTORY_MODE),
         ):
             maker.directory(path, mode, shared=True)
-        for path in (installation.private, installation.state):
+        for path in (installation.private, installation.state, installation.blobs):
             maker.directory(path, _PRIVATE_DIRECTORY)
         maker.directory(installation.broker_data, _PRIVATE_DIRECTORY, brokers=True)
         for path, data in contents.items():
@@ -295,6 +311,14 @@ client_id = {json.dumps(place.client_id)}
 [http]
 host = {json.dumps(http_host)}
 port = {place.http_port}
+
+[blobs]
+url = {json.dumps(str(place.blobs))}
+
+[downloads]
+port = {place.download_port}
+# How devices reach it: every offer carries it. Behind a proxy that does TLS, the proxy's address.
+public_url = {json.dumps(place.download_url)}
 """
 
 

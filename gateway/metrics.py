@@ -6,14 +6,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.http.downloads import DownloadTally
 from gateway.mqtt.client import TransportStats
 from gateway.prover import Tally
 
 
 class _Snapshot(Collector):
-    def __init__(self, transport: TransportStats, tally: Tally) -> None:
+    def __init__(self, transport: TransportStats, tally: Tally, downloads: DownloadTally) -> None:
         self._transport = transport
         self._tally = tally
+        self._downloads = downloads
 
     def collect(self) -> Iterator[Metric]:
         """The families, from one look at the parts."""
@@ -40,10 +42,24 @@ class _Snapshot(Collector):
         for reason, count in tally.unproven.copy().items():
             unproven.add_metric([reason], count)
         yield unproven
+        yield from self._collect_downloads()
+
+    def _collect_downloads(self) -> Iterator[Metric]:
+        tally = self._downloads
+        yield GaugeMetricFamily("fleetgate_downloads_active", "Downloads under way", tally.active)
+        yield CounterMetricFamily("fleetgate_download_bytes", "Bytes sent to devices", tally.sent_bytes)
+        for name, text, label, counts in (
+            ("fleetgate_downloads", "Downloads by how they ended", "outcome", tally.outcomes),
+            ("fleetgate_downloads_refused", "Addresses that were not served", "reason", tally.refused),
+        ):
+            family = CounterMetricFamily(name, text, labels=[label])
+            for word, count in counts.copy().items():
+                family.add_metric([word], count)
+            yield family
 
 
-def render(transport: TransportStats, tally: Tally) -> bytes:
+def render(transport: TransportStats, tally: Tally, downloads: DownloadTally) -> bytes:
     """Everything, as text."""
     registry = CollectorRegistry()
-    registry.register(_Snapshot(transport, tally))
+    registry.register(_Snapshot(transport, tally, downloads))
     return generate_latest(registry)

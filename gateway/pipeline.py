@@ -7,6 +7,7 @@ breaks is done again message by message, and one that still fails is set aside w
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -14,19 +15,36 @@ import structlog
 from gateway.faults import reach
 from gateway.held import MOST_IN_ALL, HeldMessages
 from gateway.prover import Delivered, Prover, Tally, Work
+from provisioning.attempts import Attempt
 from provisioning.enrollment import list_claims
 from provisioning.errors import FleetgateError, RejectReason
 from provisioning.greeting import Terms, Verdict, decide_ended, decide_message
-from provisioning.ids import TopicName
+from provisioning.ids import DeviceId, TopicName
 from provisioning.messages import Hello, Reply, Result
 from provisioning.topics import Up
 from provisioning.working import WorkingSet
 from store import facts as store_facts
-from store import registry as store_registry
 from store import set_aside, writer
 from store.database import Database, StoreUnavailableError
+from store.locks import device_lock
+from store.revision import load_revision
 
 log: Final = structlog.get_logger()
+
+
+@dataclass(slots=True, kw_only=True)
+class Worked:
+    """What came of a batch.
+
+    Attributes:
+        replies: for each message, in order, what to publish to its sender, if anything.
+        due: devices for the offerer, with their candidates; they wait for their reply.
+        attempts: the open attempts of devices that said hello.
+    """
+
+    replies: list[Reply | None] = field(default_factory=list)
+    due: dict[DeviceId, int] = field(default_factory=dict)
+    attempts: dict[DeviceId, Attempt] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -64,56 +82,55 @@ class Pipeline:
             database, terms=terms, prefix=prefix, tally=self.tally, on_fault=self._set_aside
         )
 
-    def work(self, batch: Sequence[Delivered]) -> list[Reply | None]:
+    def work(self, batch: Sequence[Delivered]) -> Worked:
         """Works a batch to its commit.
-
-        Returns:
-            For each message, in order, what to publish to its sender, if anything.
 
         Raises:
             StoreUnavailableError: the database is away; the same batch may be worked again.
         """
         self.tally.batches += 1
+        worked = Worked()
         works = [Work(delivered=message, now=message.received_at) for message in batch]
         self._prover.parse(works)
         for _ in range(3):
             self._prover.verify(works)
             try:
-                self._decide_all(works)
+                self._decide_all(works, worked)
                 break
             except _RegistryChangedError:
                 continue
         else:
-            self._one_by_one([work for work in works if not work.done])
+            self._one_by_one([work for work in works if not work.done], worked)
         for work in works:
             if work.reply is not None:
                 self.tally.replies[work.reply.result, work.reply.reason or ""] += 1
-        return [work.reply for work in works]
+        worked.replies = [work.reply for work in works]
+        return worked
 
-    def _decide_all(self, works: Sequence[Work]) -> None:
+    def _decide_all(self, works: Sequence[Work], worked: Worked) -> None:
         proven = [work for work in works if not work.done]
         if not proven:
             return
         proven += self._released(proven)
         proven.sort(key=_order)
         try:
-            self._transact(proven)
+            self._transact(proven, worked)
         except (StoreUnavailableError, _RegistryChangedError):
             raise
         except Exception as error:  # whatever it is, one message must not take its batch down
             log.warning("batch_redone", action="one_by_one", messages=len(proven), cause=str(error))
-            self._one_by_one(proven)
+            self._one_by_one(proven, worked)
 
-    def _one_by_one(self, works: Sequence[Work]) -> None:
+    def _one_by_one(self, works: Sequence[Work], worked: Worked) -> None:
         for work in works:
             try:
-                self._transact([work], any_revision=True)
+                self._transact([work], worked, any_revision=True)
             except StoreUnavailableError:
                 raise
             except Exception as error:
                 self._set_aside(work, error)
 
-    def _transact(self, works: Sequence[Work], *, any_revision: bool = False) -> None:
+    def _transact(self, works: Sequence[Work], worked: Worked, *, any_revision: bool = False) -> None:
         registry = self._prover.registry
         assert registry is not None
         keys, names, identifiers = set(), set(), set()
@@ -122,12 +139,16 @@ class Pipeline:
             keys.add(work.identity.key_id)
             names.add(work.identity.topic_name)
             identifiers |= list_claims(work.identity)
-        locks = [*keys, *(f"{self._broker}/{name}" for name in names), *(f"{p}/{i}" for p, i in identifiers)]
+        locks = [
+            *keys,
+            *(device_lock(self._broker, name) for name in names),
+            *(f"{p}/{i}" for p, i in identifiers),
+        ]
         terms = self._terms()
         verdicts: list[tuple[Work, Verdict]] = []
         reach("before_lock")
         with self._database.write(locks) as tx:
-            if not any_revision and store_registry.load_revision(tx) != registry.revision:
+            if not any_revision and load_revision(tx) != registry.revision:
                 raise _RegistryChangedError
             working = store_facts.load_working_set(
                 tx,
@@ -144,6 +165,8 @@ class Pipeline:
             reach("after_apply")
         reach("after_commit")
         _log_changes(working)
+        worked.due |= working.due
+        worked.attempts |= {key: one for key, one in working.attempts.items() if one.is_open}
         for work, verdict in verdicts:
             work.done = True
             work.reply = verdict.reply

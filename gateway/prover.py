@@ -28,6 +28,7 @@ from provisioning.verification import EndedIdentityError, VerifiedIdentity, chec
 from provisioning.working import Registry
 from store import facts, registry
 from store.database import Database
+from store.revision import load_revision
 
 log: Final = structlog.get_logger()
 _KEPT_KEYS: Final = 8192  # a public key object measures about 2 KiB
@@ -137,7 +138,7 @@ class Prover:
         open_works = [work for work in works if not work.done]
         keys = {work.envelope.key_id for work in open_works if work.envelope is not None}
         with self._database.read() as tx:
-            if self.registry is None or registry.load_revision(tx) != self.registry.revision:
+            if self.registry is None or load_revision(tx) != self.registry.revision:
                 self.registry, self._anchors = registry.load_registry(tx)
             known = facts.load_credentials(tx, keys)
         for work in open_works:

@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +19,12 @@ import structlog
 from gateway import logs, secrets
 from gateway.faults import reach
 from gateway.housekeeping import Housekeeping
-from gateway.http.server import ApiServer
+from gateway.http.server import HttpServer, make_links
 from gateway.mqtt.client import Transport, TransportSettings
 from gateway.mqtt.intake import Incoming
-from gateway.pipeline import Pipeline
+from gateway.offering import Offering, ReadyOffer
+from gateway.pipeline import Pipeline, Worked
+from gateway.scheduler import Scheduler
 from gateway.settings import Settings
 from provisioning.errors import SetupError
 from provisioning.greeting import Terms
@@ -29,6 +32,7 @@ from provisioning.messages import Reply
 from provisioning.sessions import heartbeat_seconds
 from provisioning.topics import Down, topic_of
 from store import identity, migrate
+from store.blobs import Blobs
 from store.database import Database, StoreUnavailableError
 from store.ids import new_id
 from store.times import now_utc
@@ -112,7 +116,20 @@ class Gateway:
             most_held=settings.limits.held_messages,
         )
         self.transport.on_uptime(self.housekeeping.note_uptime)
-        self.api: Final = ApiServer(settings, database, self.transport, self.pipeline)
+        self.offering: Final = Offering(
+            database,
+            self.transport,
+            broker=broker.name,
+            worker=settings.worker,
+            prefix=settings.prefix,
+            links=make_links(settings),
+        )
+        self.scheduler: Final = Scheduler(database, worker=settings.worker, wake=self.offering.wake)
+        blobs = Blobs(settings.blobs.url, settings.state_directory / "uploads")
+        blobs.clean()
+        self.http: Final = HttpServer(
+            settings, database, blobs, self.transport, self.pipeline, self.offering.wake
+        )
         self._stopping = threading.Event()
         self._room = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ingest", daemon=True)
@@ -131,9 +148,11 @@ class Gateway:
 
     def start(self) -> None:
         """Starts every part."""
-        self.api.start()
+        self.http.start()
         self.housekeeping.start()
         self.transport.start()
+        self.offering.start()
+        self.scheduler.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -141,9 +160,11 @@ class Gateway:
         self.transport.stop_reading()
         self._stopping.set()
         self._thread.join(timeout=60)
+        self.scheduler.stop()
+        self.offering.stop()
         self.transport.close()
         self.housekeeping.stop()
-        self.api.stop()
+        self.http.stop()
 
     def _work(self) -> None:
         while True:
@@ -154,20 +175,21 @@ class Gateway:
                 if self._stopping.is_set():
                     return
                 continue
-            replies = self._work_batch(batch)
-            if replies is None:
+            worked = self._work_batch(batch)
+            if worked is None:
                 return  # stopped while the database was away: nothing was acknowledged, all comes again
+            offers = self.offering.complete(worked)
             answered = [
                 incoming
-                for incoming, reply in zip(batch, replies, strict=True)
-                if reply is None or self._publish(incoming, reply)
+                for incoming, reply in zip(batch, worked.replies, strict=True)
+                if reply is None or self._publish(incoming, reply, offers)
             ]
             reach("after_publish")
             for incoming in answered:
                 self.transport.acknowledge(incoming)
             reach("after_acknowledge")
 
-    def _work_batch(self, batch: Sequence[Incoming]) -> list[Reply | None] | None:
+    def _work_batch(self, batch: Sequence[Incoming]) -> Worked | None:
         attempt = 0
         while True:
             try:
@@ -178,12 +200,15 @@ class Gateway:
                 return None
             attempt += 1
 
-    def _publish(self, incoming: Incoming, reply: Reply) -> bool:
+    def _publish(self, incoming: Incoming, reply: Reply, offers: Mapping[str, ReadyOffer]) -> bool:
         """Publishes a reply. False: its connection is gone; the message comes again and is answered again."""
         topic = topic_of(reply.topic_name, Down.REPLY, self._settings.prefix)
         correlation = incoming.correlation if incoming.response_topic == topic else None
-        payload = reply.encode(now_utc())
-        while not self.transport.publish(topic, payload, correlation=correlation):
+        ready = offers.get(reply.device_id) if reply.device_id is not None else None
+        if ready is not None:
+            reply = replace(reply, offer=ready.document)
+        payload, token = reply.encode(now_utc()), None if ready is None else ready.outgoing
+        while not self.transport.publish(topic, payload, correlation=correlation, token=token):
             stats = self.transport.stats()
             if not stats.connected or stats.generation != incoming.generation:
                 return False

@@ -105,6 +105,46 @@ class HttpSettings(_Section):
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
+class BlobsSettings(_Section):
+    """Where artifacts are kept."""
+
+    url: str = Field(
+        "blobs",
+        min_length=1,
+        description="a folder (a relative one counts from the settings file), or `s3://BUCKET/PREFIX`; "
+        "credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` …)",
+    )
+    most_bytes: int = Field(
+        8 << 30, ge=1, le=1 << 40, description="bytes of the largest artifact that may be pushed"
+    )
+
+
+class DownloadsSettings(_Section):
+    """The listener that devices download artifacts from."""
+
+    host: str = Field(
+        "0.0.0.0",  # noqa: S104 - devices come from elsewhere; only signed addresses are served
+        min_length=1,
+        description="address to listen on",
+    )
+    port: int = Field(8081, ge=0, le=65535, description="port to listen on; only signed addresses are served")
+    public_url: str = Field(
+        "http://localhost:8081",
+        pattern=r"^https?://[^\s?#]{1,128}$",
+        description="how devices reach it: offers begin with this",
+    )
+    certfile: Path | None = Field(
+        None, description="certificate for HTTPS (PEM); none: plain HTTP, or a proxy does TLS"
+    )
+    keyfile: Path | None = Field(None, description="its private key (PEM)")
+    url_seconds: int = Field(
+        86_400, ge=60, le=31 * 86_400, description="how long an address in an offer is good"
+    )
+    most_concurrent: int = Field(
+        64, ge=1, le=10_000, description="downloads at once; beyond it, devices are told to come back"
+    )
+
+
 class LimitsSettings(_Section):
     """What bounds memory and time, whatever devices send."""
 
@@ -193,6 +233,10 @@ class Settings(BaseSettings):
         default_factory=BrokerSettings, description="the broker, and who we are there"
     )
     http: HttpSettings = Field(default_factory=HttpSettings, description="the HTTP API, and how to reach it")
+    blobs: BlobsSettings = Field(default_factory=BlobsSettings, description="where artifacts are kept")
+    downloads: DownloadsSettings = Field(
+        default_factory=DownloadsSettings, description="where devices download from"
+    )
     limits: LimitsSettings = Field(default_factory=LimitsSettings, description="bounds of memory and time")
     log: LogSettings = Field(default_factory=LogSettings, description="what is written to standard error")
 
@@ -252,6 +296,8 @@ class Settings(BaseSettings):
             file = database.removeprefix("sqlite:///")
             if file and not file.startswith(":"):
                 sections["database"] = self.database.model_copy(update={"url": f"sqlite:///{base / file}"})
+        if "://" not in self.blobs.url:
+            sections["blobs"] = self.blobs.model_copy(update={"url": str(base / self.blobs.url)})
         return self.model_copy(update=absolute(self) | sections)
 
 

@@ -28,7 +28,10 @@ class DeviceState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One device of one product and one cohort."""
+    """One device of one product and one cohort.
+
+    `highest_bundle_seq` is that of the newest bundle it was ever seen running: it is never offered less.
+    """
 
     id: DeviceId
     product_id: ProductId
@@ -45,6 +48,7 @@ class Device:
     hardware_revision: str = ""
     firmware_version: str = ""
     firmware_bundle_seq: int | None = None
+    highest_bundle_seq: int = 0
     time_zone: str | None = None
     updates_enabled: bool = True
     new_key_until: datetime | None = None

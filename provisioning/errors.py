@@ -56,6 +56,23 @@ class RejectReason(StrEnum):
     IDENTIFIER_CHANGED = "identifier_changed"
     QUOTA_EXHAUSTED = "quota_exhausted"
     TOPIC_NAME_TAKEN = "topic_name_taken"
+    # Bundles: operators alone learn these.
+    BUNDLE_MALFORMED = "bundle_malformed"
+    BUNDLE_UNSIGNED = "bundle_unsigned"
+    SIGNING_KEY_UNKNOWN = "signing_key_unknown"
+    SIGNING_KEY_FOREIGN = "signing_key_foreign"
+    SIGNING_KEY_REVOKED = "signing_key_revoked"
+    BUNDLE_PRODUCT = "bundle_product"
+    BUNDLE_EXISTS = "bundle_exists"
+    BUNDLE_SEQ = "bundle_seq"
+    ARTIFACT_MISMATCH = "artifact_mismatch"
+    ARTIFACT_MISSING = "artifact_missing"
+    # Addresses of artifacts.
+    URL_MALFORMED = "url_malformed"
+    URL_FORGED = "url_forged"
+    URL_EXPIRED = "url_expired"
+    URL_FOREIGN = "url_foreign"
+    URL_WITHDRAWN = "url_withdrawn"
     # Ours, not the device's.
     INTERNAL_ERROR = "internal_error"
 

@@ -15,8 +15,10 @@ from provisioning.errors import RejectReason
 from provisioning.freshness import make_challenge, place_in_time
 from provisioning.ids import TopicName
 from provisioning.messages import Hello, Presence, Progress, Reply, Result, decode_chain
-from provisioning.sessions import apply_hello, apply_presence, heard_by_of
+from provisioning.offers import running_seq
+from provisioning.sessions import apply_hello, apply_presence, heard_by_of, take_report
 from provisioning.statistics import Event, EventKind
+from provisioning.updates import apply_hello_to_attempt, apply_progress
 from provisioning.verification import VerifiedIdentity
 from provisioning.working import Refusal, SeenCertificate, WorkingSet
 
@@ -70,7 +72,7 @@ def decide_message(
         case Presence():
             return _decide_presence(message, identity, facts, terms, now)
         case Progress():
-            return Verdict(reply=None)  # no offers yet: read, verified, and nothing to count it for
+            return _decide_progress(message, identity, facts, terms, now)
 
 
 def decide_ended(
@@ -165,6 +167,7 @@ def _decide_hello(
         heard_by=heard_by_of(now, terms.heartbeat_seconds),
     )
     facts.seen.add(device.id)
+    apply_hello_to_attempt(facts, device, hello, now)
     return _welcome(hello, device, facts, terms, result, identity.topic_name)
 
 
@@ -210,6 +213,9 @@ def _report(facts: WorkingSet, device: Device, hello: Hello, now: datetime) -> D
         firmware_bundle_seq=hello.firmware.bundle_seq,
         time_zone=hello.time_zone if hello.time_zone is not None else device.time_zone,
     )
+    seq = running_seq(reported, facts.registry.versions.get(device.product_id, {}))
+    if seq > reported.highest_bundle_seq:
+        reported = replace(reported, highest_bundle_seq=seq)
     if device.firmware_version != reported.firmware_version:
         facts.events.append(
             Event(
@@ -303,14 +309,35 @@ def _refusal(identity: VerifiedIdentity, identifier: str, reason: RejectReason, 
 def _decide_presence(
     message: Presence, identity: VerifiedIdentity, facts: WorkingSet, terms: Terms, now: datetime
 ) -> Verdict:
-    credential = facts.credentials.get(identity.key_id)
-    if credential is None or credential.state is not CredentialState.ACTIVE:
-        return Verdict(reply=None)
-    device = facts.devices[credential.device_id]
-    if device.state in (DeviceState.BLOCKED, DeviceState.RETIRED):
+    device = _speaker(identity, facts)
+    if device is None:
         return Verdict(reply=None)
     heard_by = heard_by_of(now, terms.heartbeat_seconds)
     current = apply_presence(facts, device, message, now=now, heard_by=heard_by)
     if current:
         facts.seen.add(device.id)
     return Verdict(reply=None, held=not current)
+
+
+def _decide_progress(
+    message: Progress, identity: VerifiedIdentity, facts: WorkingSet, terms: Terms, now: datetime
+) -> Verdict:
+    device = _speaker(identity, facts)
+    if device is None:
+        return Verdict(reply=None)
+    taken = take_report(facts, device, message, heard_by=heard_by_of(now, terms.heartbeat_seconds))
+    if taken is None:
+        return Verdict(reply=None, held=True)
+    if taken:
+        facts.seen.add(device.id)
+        apply_progress(facts, device, message, now)
+    return Verdict(reply=None)
+
+
+def _speaker(identity: VerifiedIdentity, facts: WorkingSet) -> Device | None:
+    """The device that may speak of itself with this key, or None."""
+    credential = facts.credentials.get(identity.key_id)
+    if credential is None or credential.state is not CredentialState.ACTIVE:
+        return None
+    device = facts.devices[credential.device_id]
+    return None if device.state in (DeviceState.BLOCKED, DeviceState.RETIRED) else device

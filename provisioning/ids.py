@@ -22,3 +22,9 @@ Fingerprint = NewType("Fingerprint", str)
 
 TopicName = NewType("TopicName", str)
 """A device's address on the broker: its certificate's CN, checked against `topics.TOPIC_NAME_PATTERN`."""
+
+SigningKeyId = NewType("SigningKeyId", int)
+BundleId = NewType("BundleId", int)
+RolloutId = NewType("RolloutId", int)
+OverrideId = NewType("OverrideId", int)
+AttemptId = NewType("AttemptId", int)

@@ -7,7 +7,8 @@ fresh is `freshness`'s, and what follows is `enrollment`'s and `sessions`'.
 import base64
 import binascii
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final, Literal, assert_never
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from provisioning.envelope import Envelope, payload_type
 from provisioning.errors import MessageError, RejectReason
-from provisioning.ids import KeyId, TopicName
+from provisioning.ids import TopicName
 from provisioning.strictjson import parse_json
 from provisioning.topics import Up, UpTopic
 
@@ -226,7 +227,7 @@ class Reply:
     product: str | None = None
     cohort: str | None = None
     heartbeat_seconds: int | None = None
-    key_id: KeyId | None = field(default=None, compare=False)
+    offer: Mapping[str, object] | None = None
 
     def encode(self, now: datetime) -> bytes:
         """The reply as JSON, UTF-8, with `server_time` in milliseconds."""
@@ -246,4 +247,6 @@ class Reply:
             body["cohort"] = self.cohort
         if self.heartbeat_seconds is not None:
             body["heartbeat_seconds"] = self.heartbeat_seconds
+        if self.offer is not None:
+            body["offer"] = self.offer
         return json.dumps(body, separators=(",", ":")).encode()

@@ -11,7 +11,7 @@ from typing import Final
 
 from provisioning.devices import Connection, ConnectionState, Device
 from provisioning.ids import KeyId
-from provisioning.messages import Hello, Presence, PresenceState
+from provisioning.messages import Hello, Presence, PresenceState, Progress
 from provisioning.statistics import Event, EventKind
 from provisioning.working import ClosedSession, WorkingSet
 
@@ -110,6 +110,25 @@ def apply_presence(
         reason = "goodbye" if state is ConnectionState.OFFLINE else state.value
         _close(facts, device, current, reason, now)
     facts.save_connection(replace(current, state=state, heard_by=heard_by, epoch=facts.epoch))
+    return True
+
+
+def take_report(facts: WorkingSet, device: Device, message: Progress, *, heard_by: datetime) -> bool | None:
+    """Counts a progress message of the current session once; it is a sign of life too.
+
+    Returns:
+        Whether it is new; None where its session is not known yet.
+    """
+    current = facts.connections.get(device.id)
+    if current is None or current.conn != message.conn:
+        return None
+    taken = take_seq(message.seq, current.seq, current.seq_window)
+    if taken is None:
+        return False
+    alive = (
+        current.heard_by if current.state is not ConnectionState.ONLINE else max(current.heard_by, heard_by)
+    )
+    facts.save_connection(replace(current, seq=taken[0], seq_window=taken[1], heard_by=alive))
     return True
 
 

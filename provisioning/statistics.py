@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, assert_never
 
-from provisioning.ids import CohortId, DeviceId, ProductId
+from provisioning.ids import AttemptId, BundleId, CohortId, DeviceId, ProductId
 
 NO_COHORT: Final = CohortId(0)
 """Stands in counters and events for "in no cohort", because a key column cannot be null."""
@@ -27,11 +27,37 @@ class EventKind(StrEnum):
     DISCONNECTED = "disconnected"
     ENROLLED = "enrolled"
     REFUSED = "refused"
+    ATTEMPT = "attempt"
+    ROLLOUT = "rollout"
+
+
+_GAUGES: Final = {
+    EventKind.DEVICE_STATE: "devices",
+    EventKind.FIRMWARE: "firmware",
+    EventKind.ROLLOUT: "rollouts",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptMark:
+    """What an attempt's event is counted by, beside its states.
+
+    Attributes:
+        source_id: its rollout or override.
+        reason: the counted word of an unsuccessful end, else empty.
+    """
+
+    attempt_id: AttemptId
+    source_id: int
+    bundle_id: BundleId
+    hardware: str
+    ends: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that happened to one device, or to a stranger at one product."""
+    """One thing that happened to one device, to a stranger at one product, or to a rollout (`source_id`)."""
 
     at: datetime
     kind: str
@@ -40,6 +66,8 @@ class Event:
     device_id: DeviceId | None
     word: str
     before: str = ""
+    attempt: AttemptMark | None = None
+    source_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +95,8 @@ def list_deltas(event: Event) -> list[Delta]:
 
     kind = EventKind(event.kind)
     match kind:
-        case EventKind.DEVICE_STATE | EventKind.FIRMWARE:
-            name = "devices" if kind is EventKind.DEVICE_STATE else "firmware"
+        case EventKind.DEVICE_STATE | EventKind.FIRMWARE | EventKind.ROLLOUT:
+            name = _GAUGES[kind]
             deltas = [gauge(name, event.word, 1)] if event.word else []
             if event.before:
                 deltas.append(gauge(name, event.before, -1))
@@ -81,5 +109,20 @@ def list_deltas(event: Event) -> list[Delta]:
             return flow("enrollments", event.word)
         case EventKind.REFUSED:
             return flow("refusals", event.word)
+        case EventKind.ATTEMPT:
+            mark = event.attempt
+            assert mark is not None
+            deltas = []
+            for name, key in (("attempts", ""), ("rollout", f"{mark.source_id}/")):
+                deltas.append(gauge(name, key + event.word, 1))
+                if event.before:
+                    deltas.append(gauge(name, key + event.before, -1))
+            if mark.ends:
+                deltas += flow("outcomes", event.word)
+                deltas.append(gauge("bundle", f"{mark.bundle_id}/{event.word}", 1))
+                deltas.append(gauge("hardware", f"{mark.hardware}/{event.word}", 1))
+            if mark.reason:
+                deltas += flow("failures", mark.reason)
+            return deltas
         case _:
             assert_never(kind)

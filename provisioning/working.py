@@ -6,12 +6,15 @@ did. `store.facts` fills it, `store.writer` writes what changed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
+from provisioning.attempts import UNSUCCESSFUL, Attempt, count_reason
 from provisioning.authorities import AuthorityState
 from provisioning.devices import Connection, Credential, Device, DeviceState
 from provisioning.ids import AuthorityId, CohortId, DeviceId, Fingerprint, KeyId, ProductId, TopicName
 from provisioning.products import Product
-from provisioning.statistics import Event, EventKind
+from provisioning.rollouts import Override, Rollout
+from provisioning.statistics import AttemptMark, Event, EventKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +29,20 @@ class AuthorityFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
-    """The slow-moving part: products, cohorts and CAs, at one `revision`."""
+    """The slow-moving part at one `revision`: products, cohorts, CAs, and what is rolled out.
+
+    Attributes:
+        rollouts: those that are planned or may still offer, by cohort.
+        versions: every bundle's version → `bundle_seq`, by product.
+    """
 
     revision: int
     products: Mapping[ProductId, Product]
     cohorts: Mapping[ProductId, Mapping[str, CohortId]]
     authorities: Mapping[AuthorityId, AuthorityFact]
+    rollouts: Mapping[CohortId, tuple[Rollout, ...]] = field(default_factory=dict)
+    overrides: Mapping[DeviceId, Override] = field(default_factory=dict)
+    versions: Mapping[ProductId, Mapping[str, int]] = field(default_factory=dict)
 
     def cohort_name(self, product_id: ProductId, cohort_id: CohortId | None) -> str | None:
         """The name of a cohort of a product; None for none."""
@@ -89,10 +100,18 @@ class WorkingSet:
     by_topic: dict[TopicName, DeviceId] = field(default_factory=dict)
     keys_of: dict[DeviceId, set[KeyId]] = field(default_factory=dict)
     enrolled: dict[ProductId, int] = field(default_factory=dict)
+    attempts: dict[DeviceId, Attempt] = field(default_factory=dict)
+    """Open ones, and those that this batch ended."""
 
     changed_devices: set[DeviceId] = field(default_factory=set)
     changed_credentials: set[KeyId] = field(default_factory=set)
     changed_connections: set[DeviceId] = field(default_factory=set)
+    changed_attempts: set[DeviceId] = field(default_factory=set)
+    superseded: list[Attempt] = field(default_factory=list)
+    due: dict[DeviceId, int] = field(default_factory=dict)
+    """Devices for the offerer, with the rollout or override that is their candidate."""
+    outgoing: set[DeviceId] = field(default_factory=set)
+    """Devices whose attempt is to be published: an offer, or its cancellation."""
     new_enrollments: dict[ProductId, int] = field(default_factory=dict)
     seen: set[DeviceId] = field(default_factory=set)
     certificates: dict[Fingerprint, SeenCertificate] = field(default_factory=dict)
@@ -135,3 +154,40 @@ class WorkingSet:
         self.save_device(moved)
         self.events.append(event)
         return moved
+
+    def save_attempt(self, attempt: Attempt, at: datetime) -> None:
+        """Takes over a new or changed attempt, with the event that counts a change of its state."""
+        before = self.attempts.get(attempt.device_id)
+        known = before is not None and before.id == attempt.id
+        if known and before == attempt:
+            return
+        if before is not None and not known:
+            assert not before.is_open
+            if attempt.device_id in self.changed_attempts:
+                self.superseded.append(before)
+        old = before.state if known and before is not None else ""
+        self.attempts[attempt.device_id] = attempt
+        self.changed_attempts.add(attempt.device_id)
+        if old == attempt.state:
+            return
+        source = attempt.rollout_id if attempt.rollout_id is not None else attempt.override_id
+        assert source is not None
+        self.events.append(
+            Event(
+                at=at,
+                kind=EventKind.ATTEMPT,
+                product_id=attempt.product_id,
+                cohort_id=attempt.cohort_id,
+                device_id=attempt.device_id,
+                word=attempt.state,
+                before=old,
+                attempt=AttemptMark(
+                    attempt_id=attempt.id,
+                    source_id=source,
+                    bundle_id=attempt.bundle_id,
+                    hardware=attempt.hardware_model,
+                    ends=not attempt.is_open,
+                    reason=count_reason(attempt) if attempt.state in UNSUCCESSFUL else "",
+                ),
+            )
+        )

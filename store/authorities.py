@@ -10,7 +10,7 @@ from provisioning.authorities import AuthorityFacts, AuthorityState
 from provisioning.errors import NotFoundError
 from provisioning.ids import AuthorityId, OrganizationId, ProductId
 from store.database import Transaction
-from store.registry import bump_revision
+from store.revision import bump_revision
 from store.schema import authorities, products
 from store.times import from_ms, to_ms
 

@@ -6,18 +6,18 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from provisioning.devices import ConnectionState
-from provisioning.ids import DeviceId, KeyId
+from provisioning.ids import DeviceId, TopicName
 from store.database import Transaction
-from store.schema import connections
+from store.schema import connections, devices
 from store.times import to_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenConnection:
-    """An online connection, by the key that opened it."""
+    """An online connection, by its device and the topic name that locks it."""
 
     device_id: DeviceId
-    key_id: KeyId
+    topic_name: TopicName
 
 
 def list_silent(tx: Transaction, broker: str, now: datetime, limit: int) -> list[OpenConnection]:
@@ -34,12 +34,13 @@ def _list(
     tx: Transaction, broker: str, condition: sa.ColumnElement[bool], limit: int
 ) -> list[OpenConnection]:
     query = (
-        sa.select(connections.c.device_id, connections.c.key_id)
+        sa.select(connections.c.device_id, devices.c.topic_name)
+        .join(devices, devices.c.id == connections.c.device_id)
         .where(connections.c.state == ConnectionState.ONLINE.value, connections.c.broker == broker, condition)
         .order_by(connections.c.heard_by)
         .limit(limit)
     )
     return [
-        OpenConnection(device_id=DeviceId(row.device_id), key_id=KeyId(row.key_id))
+        OpenConnection(device_id=DeviceId(row.device_id), topic_name=TopicName(row.topic_name))
         for row in tx.connection.execute(query)
     ]

@@ -34,6 +34,11 @@ def record(tx: Transaction, worker: str, happened: Sequence[Event]) -> None:
                 "device_id": event.device_id,
                 "word": event.word,
                 "before": event.before,
+                "attempt_id": None if event.attempt is None else event.attempt.attempt_id,
+                "source_id": event.source_id if event.attempt is None else event.attempt.source_id,
+                "bundle_id": None if event.attempt is None else event.attempt.bundle_id,
+                "hardware": None if event.attempt is None else event.attempt.hardware,
+                "reason": None if event.attempt is None else event.attempt.reason,
             }
             for event in happened
         ],

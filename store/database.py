@@ -10,7 +10,7 @@ committed.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,6 +19,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from provisioning.errors import ConflictError, SetupError, StoreError
 from store.locks import FairLock, advisory_keys
 
+_Item = TypeVar("_Item")
+_MOST_IN: Final = 500  # values in one IN: far below SQLite's limit of 32,766 and a plan that stays cached
 _BUSY_TIMEOUT_MS: Final = 10_000  # another process on the same SQLite file; in this one the fair lock waits
 
 
@@ -141,6 +143,12 @@ class Database:
     def close(self) -> None:
         """Closes every connection."""
         self.engine.dispose()
+
+
+def parts(values: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """`values` in runs that fit into one `IN`."""
+    for start in range(0, len(values), _MOST_IN):
+        yield values[start : start + _MOST_IN]
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -4,8 +4,8 @@ Everything a decision may look at is read here: by key, by identifier, by topic 
 lead to, their other keys and their connections.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -28,18 +28,16 @@ from provisioning.ids import (
     TopicName,
 )
 from provisioning.working import Registry, WorkingSet
-from store.database import Transaction
+from store import attempts
+from store.database import Transaction, parts
 from store.schema import brokers, connections, credentials, devices, products
 from store.times import from_ms
-
-_Item = TypeVar("_Item")
-_MOST_IN: Final = 500  # values in one IN: far below SQLite's limit of 32,766 and a plan that stays cached
 
 
 def load_credentials(tx: Transaction, keys: Iterable[KeyId]) -> dict[KeyId, Credential]:
     """The credentials of those keys that are known."""
     found: dict[KeyId, Credential] = {}
-    for part in _parts(sorted(keys)):
+    for part in parts(sorted(keys)):
         for row in tx.connection.execute(sa.select(credentials).where(credentials.c.key_id.in_(part))):
             credential = read_credential(row)
             found[credential.key_id] = credential
@@ -61,6 +59,7 @@ def load_working_set(
     keys: Iterable[KeyId],
     identifiers: Iterable[tuple[ProductId, str]],
     topic_names: Iterable[TopicName],
+    device_ids: Iterable[DeviceId] = (),
 ) -> WorkingSet:
     """The facts of a batch.
 
@@ -71,33 +70,35 @@ def load_working_set(
         keys: of all senders, known or not.
         identifiers: that the unknown ones may claim, by product.
         topic_names: of all senders.
+        device_ids: devices to load beside the senders'.
     """
     facts = WorkingSet(registry=registry, broker=broker, worker=worker, epoch=load_epoch(tx, broker))
     for credential in load_credentials(tx, keys).values():
         facts.index_credential(credential)
-    wanted = {credential.device_id for credential in facts.credentials.values()}
+    wanted = {credential.device_id for credential in facts.credentials.values()} | set(device_ids)
     rows: list[sa.Row[Any]] = []
-    for part in _parts(sorted(wanted)):
+    for part in parts(sorted(wanted)):
         rows += tx.connection.execute(sa.select(devices).where(devices.c.id.in_(part)))
-    for names in _parts(sorted(topic_names)):
+    for names in parts(sorted(topic_names)):
         query = sa.select(devices).where(devices.c.broker == broker, devices.c.topic_name.in_(names))
         rows += tx.connection.execute(query)
     by_product: dict[ProductId, set[str]] = {}
     for product_id, identifier in identifiers:
         by_product.setdefault(product_id, set()).add(identifier)
     for product_id, claimed in sorted(by_product.items()):
-        for claims in _parts(sorted(claimed)):
+        for claims in parts(sorted(claimed)):
             query = sa.select(devices).where(
                 devices.c.product_id == product_id, devices.c.identifier.in_(claims)
             )
             rows += tx.connection.execute(query)
     for row in rows:
         facts.index(read_device(row))
-    for part in _parts(sorted(facts.devices)):
+    for part in parts(sorted(facts.devices)):
         for row in tx.connection.execute(sa.select(credentials).where(credentials.c.device_id.in_(part))):
             facts.index_credential(read_credential(row))
         for row in tx.connection.execute(sa.select(connections).where(connections.c.device_id.in_(part))):
             facts.connections[DeviceId(row.device_id)] = read_connection(row)
+    facts.attempts = attempts.load_open(tx, facts.devices)
     if by_product:
         query = sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(sorted(by_product)))
         facts.enrolled = {ProductId(row.id): row.enrolled for row in tx.connection.execute(query)}
@@ -122,6 +123,7 @@ def read_device(row: sa.Row[Any]) -> Device:
         hardware_revision=row.hardware_revision,
         firmware_version=row.firmware_version,
         firmware_bundle_seq=row.firmware_bundle_seq,
+        highest_bundle_seq=row.highest_bundle_seq,
         time_zone=row.time_zone,
         updates_enabled=row.updates_enabled,
         new_key_until=from_ms(row.new_key_until),
@@ -172,8 +174,3 @@ def read_connection(row: sa.Row[Any]) -> Connection:
         seq_window=row.seq_window,
         will_seen=row.will_seen,
     )
-
-
-def _parts(values: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
-    for start in range(0, len(values), _MOST_IN):
-        yield values[start : start + _MOST_IN]

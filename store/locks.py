@@ -46,3 +46,8 @@ def advisory_keys(names: Iterable[str]) -> list[int]:
             for name in names
         }
     )
+
+
+def device_lock(broker: str, topic_name: str) -> str:
+    """The name under which everybody who decides over a device locks it."""
+    return f"{broker}/{topic_name}"

@@ -12,7 +12,7 @@ from provisioning.errors import NotFoundError
 from provisioning.ids import CohortId, OrganizationId, ProductId
 from provisioning.products import Cohort, JitpSettings, Product
 from store.database import Transaction
-from store.registry import bump_revision, read_product
+from store.revision import bump_revision
 from store.schema import cohorts, products
 from store.times import from_ms, to_ms
 
@@ -107,3 +107,20 @@ def list_cohorts(tx: Transaction, product_id: ProductId) -> list[Cohort]:
 
 def _jitp_columns(settings: JitpSettings) -> dict[str, Any]:
     return {"jitp": settings.model_dump(mode="json"), "enrollment_quota": settings.quota}
+
+
+def read_product(row: sa.Row[Any]) -> Product:
+    """A row of `products` as its type."""
+    return Product(
+        id=ProductId(row.id),
+        organization_id=OrganizationId(row.organization_id),
+        name=row.name,
+        description=row.description,
+        created_at=from_ms(row.created_at),
+        tags=tuple(row.tags),
+        notes=row.notes,
+        jitp=JitpSettings.model_validate(row.jitp),
+        enrolled=row.enrolled,
+        support_until=from_ms(row.support_until),
+        archived_at=from_ms(row.archived_at),
+    )

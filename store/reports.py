@@ -1,10 +1,12 @@
 """Figures for people, from counters alone: they cost the same at a hundred devices and at a million."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from provisioning.ids import OrganizationId
+from provisioning.rollouts import Rollout
 from provisioning.statistics import ALL_TIME
 from store.database import Transaction
 from store.schema import cohorts, counters, credentials, inbox, products
@@ -89,3 +91,25 @@ def count_refused_keys(tx: Transaction) -> dict[str, int]:
         )
     )
     return {row.reason: int(row.value) for row in rows}
+
+
+def count_rollouts(tx: Transaction, rollouts: Sequence[Rollout]) -> dict[int, dict[str, int]]:
+    """Attempts by state of rollouts, from counters."""
+    if not rollouts:
+        return {}
+    words = sa.and_(  # along the primary key
+        counters.c.product_id.in_({rollout.product_id for rollout in rollouts}),
+        counters.c.cohort_id.in_({rollout.cohort_id for rollout in rollouts}),
+    )
+    rows = tx.connection.execute(
+        sa.select(counters.c.word, sa.func.sum(counters.c.value).label("value"))
+        .where(counters.c.name == "rollout", counters.c.bucket == ALL_TIME, words)
+        .group_by(counters.c.word)
+        .order_by(counters.c.word)
+    )
+    found: dict[int, dict[str, int]] = {}
+    for row in rows:
+        number, _, state = row.word.partition("/")
+        if row.value:
+            found.setdefault(int(number), {})[state] = int(row.value)
+    return found

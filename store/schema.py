@@ -36,46 +36,49 @@ metadata = MetaData(
 Serial = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _id() -> Column[int]:
+def id_column() -> Column[int]:
+    """The primary key of an object: a number that the caller makes."""
     return Column("id", BigInteger, primary_key=True, autoincrement=False)
 
 
-def _at(name: str, *, nullable: bool = False) -> Column[int]:
+def at_column(name: str, *, nullable: bool = False) -> Column[int]:
+    """A time: UTC, milliseconds since 1970."""
     return Column(name, BigInteger, nullable=nullable)
 
 
-def _ref(name: str, target: str, *, nullable: bool = False, index: bool = False) -> Column[int]:
+def reference(name: str, target: str, *, nullable: bool = False, index: bool = False) -> Column[int]:
+    """A column that names a row of another table, as `table.column`."""
     return Column(name, BigInteger, ForeignKey(target), nullable=nullable, index=index)
 
 
 organizations = Table(
     "organizations",
     metadata,
-    _id(),
+    id_column(),
     Column("name", String(64), nullable=False, unique=True),
     Column("broker", String(64), nullable=False, server_default="main"),
-    _at("created_at"),
+    at_column("created_at"),
 )
 
 api_keys = Table(
     "api_keys",
     metadata,
-    _id(),
-    _ref("organization_id", "organizations.id"),
+    id_column(),
+    reference("organization_id", "organizations.id"),
     Column("name", String(64), nullable=False),
     Column("role", String(16), nullable=False),
     Column("secret_sha256", String(64), nullable=False, unique=True),
-    _at("created_at"),
-    _at("expires_at", nullable=True),
-    _at("revoked_at", nullable=True),
+    at_column("created_at"),
+    at_column("expires_at", nullable=True),
+    at_column("revoked_at", nullable=True),
     UniqueConstraint("organization_id", "name"),
 )
 
 products = Table(
     "products",
     metadata,
-    _id(),
-    _ref("organization_id", "organizations.id"),
+    id_column(),
+    reference("organization_id", "organizations.id"),
     Column("name", String(64), nullable=False),
     Column("description", Text, nullable=False),
     Column("tags", JSON, nullable=False),
@@ -83,9 +86,9 @@ products = Table(
     Column("jitp", JSON, nullable=False),
     Column("enrolled", BigInteger, nullable=False, server_default="0"),
     Column("enrollment_quota", BigInteger, nullable=True),
-    _at("support_until", nullable=True),
-    _at("archived_at", nullable=True),
-    _at("created_at"),
+    at_column("support_until", nullable=True),
+    at_column("archived_at", nullable=True),
+    at_column("created_at"),
     UniqueConstraint("organization_id", "name"),
     CheckConstraint("enrollment_quota IS NULL OR enrolled <= enrollment_quota", name="quota"),
 )
@@ -93,19 +96,19 @@ products = Table(
 cohorts = Table(
     "cohorts",
     metadata,
-    _id(),
-    _ref("product_id", "products.id"),
+    id_column(),
+    reference("product_id", "products.id"),
     Column("name", String(64), nullable=False),
     Column("description", Text, nullable=False, server_default=""),
-    _at("created_at"),
+    at_column("created_at"),
     UniqueConstraint("product_id", "name"),
 )
 
 authorities = Table(
     "authorities",
     metadata,
-    _id(),
-    _ref("product_id", "products.id", index=True),
+    id_column(),
+    reference("product_id", "products.id", index=True),
     Column("name", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("key_id", String(64), nullable=False),
@@ -115,11 +118,11 @@ authorities = Table(
     Column("certificate", LargeBinary, nullable=False),
     Column("legacy", Boolean, nullable=False),
     Column("code", String(64), nullable=False),
-    _at("code_expires_at"),
-    _at("proven_at", nullable=True),
-    _at("not_before"),
-    _at("not_after"),
-    _at("created_at"),
+    at_column("code_expires_at"),
+    at_column("proven_at", nullable=True),
+    at_column("not_before"),
+    at_column("not_after"),
+    at_column("created_at"),
     UniqueConstraint("product_id", "name"),
     UniqueConstraint("product_id", "fingerprint"),
     CheckConstraint("state = 'pending' OR proven_at IS NOT NULL", name="proven"),
@@ -144,9 +147,9 @@ Index(
 devices = Table(
     "devices",
     metadata,
-    _id(),
-    _ref("product_id", "products.id"),
-    _ref("cohort_id", "cohorts.id", nullable=True),
+    id_column(),
+    reference("product_id", "products.id"),
+    reference("cohort_id", "cohorts.id", nullable=True),
     Column("identifier", String(128), nullable=False),
     Column("broker", String(64), nullable=False),
     Column("topic_name", String(64), nullable=True),
@@ -160,8 +163,9 @@ devices = Table(
     Column("firmware_bundle_seq", BigInteger, nullable=True),
     Column("time_zone", String(64), nullable=True),
     Column("updates_enabled", Boolean, nullable=False),
-    _at("new_key_until", nullable=True),
-    _at("created_at"),
+    at_column("new_key_until", nullable=True),
+    at_column("created_at"),
+    Column("highest_bundle_seq", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("product_id", "identifier"),
     UniqueConstraint("broker", "topic_name"),
     Index("ix_devices_cohort_id", "cohort_id"),
@@ -170,38 +174,38 @@ devices = Table(
 credentials = Table(
     "credentials",
     metadata,
-    _id(),
-    _ref("device_id", "devices.id", index=True),
-    _ref("product_id", "products.id"),
-    _ref("authority_id", "authorities.id", index=True),
+    id_column(),
+    reference("device_id", "devices.id", index=True),
+    reference("product_id", "products.id"),
+    reference("authority_id", "authorities.id", index=True),
     Column("key_id", String(64), nullable=False, unique=True),
     Column("spki", LargeBinary, nullable=False),
     Column("state", String(16), nullable=False),
     Column("topic_name", String(64), nullable=False),
     Column("certificate", LargeBinary, nullable=False),
     Column("fingerprint", String(64), nullable=False),
-    _at("not_before"),
-    _at("not_after"),
-    _at("last_ts"),
+    at_column("not_before"),
+    at_column("not_after"),
+    at_column("last_ts"),
     Column("last_nonce", String(64), nullable=True),
     Column("last_boot", String(16), nullable=True),
     Column("previous_boot", String(16), nullable=True),
     Column("boot_returns", Integer, nullable=False),
     Column("hellos", BigInteger, nullable=False),
-    _ref("replaces_id", "credentials.id", nullable=True),
-    _at("created_at"),
+    reference("replaces_id", "credentials.id", nullable=True),
+    at_column("created_at"),
 )
 
 certificates = Table(
     "certificates",
     metadata,
     Column("fingerprint", String(64), primary_key=True),
-    _ref("credential_id", "credentials.id", index=True),
-    _ref("authority_id", "authorities.id"),
+    reference("credential_id", "credentials.id", index=True),
+    reference("authority_id", "authorities.id"),
     Column("serial_number", String(48), nullable=False),
-    _at("not_before"),
-    _at("not_after"),
-    _at("first_seen_at"),
+    at_column("not_before"),
+    at_column("not_after"),
+    at_column("first_seen_at"),
 )
 
 connections = Table(
@@ -219,8 +223,8 @@ connections = Table(
     Column("seq", BigInteger, nullable=False),
     Column("seq_window", BigInteger, nullable=False),
     Column("will_seen", Boolean, nullable=False),
-    _at("opened_at"),
-    _at("heard_by"),
+    at_column("opened_at"),
+    at_column("heard_by"),
     Index("ix_connections_heard_by", "state", "heard_by"),
 )
 
@@ -228,17 +232,17 @@ last_seen = Table(
     "last_seen",
     metadata,
     Column("device_id", BigInteger, ForeignKey("devices.id"), primary_key=True, autoincrement=False),
-    _at("at"),
+    at_column("at"),
 )
 
 sessions = Table(
     "sessions",
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
-    _ref("device_id", "devices.id"),
+    reference("device_id", "devices.id"),
     Column("conn", String(16), nullable=False),
-    _at("opened_at"),
-    _at("closed_at"),
+    at_column("opened_at"),
+    at_column("closed_at"),
     Column("reason", String(32), nullable=False),
     Index("ix_sessions_device_id_closed_at", "device_id", "closed_at"),
 )
@@ -247,14 +251,19 @@ events = Table(
     "events",
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
-    _at("at"),
+    at_column("at"),
     Column("kind", String(32), nullable=False),
     Column("product_id", BigInteger, nullable=False),
     Column("cohort_id", BigInteger, nullable=False),
     Column("device_id", BigInteger, nullable=True),
-    Column("word", String(64), nullable=False),
-    Column("before", String(64), nullable=False),
+    Column("word", String(160), nullable=False),
+    Column("before", String(160), nullable=False),
     Column("detail", JSON, nullable=True),
+    Column("attempt_id", BigInteger, nullable=True),
+    Column("source_id", BigInteger, nullable=True),
+    Column("bundle_id", BigInteger, nullable=True),
+    Column("hardware", String(64), nullable=True),
+    Column("reason", String(32), nullable=True),
     Index("ix_events_device_id_id", "device_id", "id"),
 )
 
@@ -264,7 +273,7 @@ counters = Table(
     Column("product_id", BigInteger, primary_key=True, autoincrement=False),
     Column("cohort_id", BigInteger, primary_key=True, autoincrement=False),
     Column("name", String(32), primary_key=True),
-    Column("word", String(64), primary_key=True),
+    Column("word", String(160), primary_key=True),
     Column("bucket", BigInteger, primary_key=True, autoincrement=False),
     Column("worker", String(64), primary_key=True),
     Column("value", BigInteger, nullable=False),
@@ -276,7 +285,7 @@ checkpoints = Table(
     Column("product_id", BigInteger, primary_key=True, autoincrement=False),
     Column("cohort_id", BigInteger, primary_key=True, autoincrement=False),
     Column("name", String(32), primary_key=True),
-    Column("word", String(64), primary_key=True),
+    Column("word", String(160), primary_key=True),
     Column("bucket", BigInteger, primary_key=True, autoincrement=False),
     Column("value", BigInteger, nullable=False),
 )
@@ -285,16 +294,16 @@ inbox = Table(
     "inbox",
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
-    _ref("product_id", "products.id"),
-    _ref("authority_id", "authorities.id"),
+    reference("product_id", "products.id"),
+    reference("authority_id", "authorities.id"),
     Column("reason", String(32), nullable=False),
     Column("key_id", String(64), nullable=False),
     Column("identifier", String(128), nullable=False),
     Column("topic_name", String(64), nullable=False),
     Column("detail", Text, nullable=False),
     Column("seen", BigInteger, nullable=False),
-    _at("first_at"),
-    _at("last_at"),
+    at_column("first_at"),
+    at_column("last_at"),
     UniqueConstraint("reason", "authority_id", "key_id"),
 )
 
@@ -302,7 +311,7 @@ audit = Table(
     "audit",
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
-    _at("at"),
+    at_column("at"),
     Column("organization_id", BigInteger, nullable=False),
     Column("actor", String(64), nullable=False),
     Column("action", String(64), nullable=False),
@@ -322,7 +331,7 @@ outbox = Table(
     Column("revision", BigInteger, nullable=False),
     Column("broker", String(64), nullable=False),
     Column("nonce", String(64), nullable=True),
-    _at("created_at"),
+    at_column("created_at"),
     Index("ix_outbox_broker_created_at", "broker", "created_at"),
 )
 
@@ -330,7 +339,7 @@ set_aside = Table(
     "set_aside",
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
-    _at("at"),
+    at_column("at"),
     Column("topic_name", String(64), nullable=False),
     Column("verb", String(16), nullable=False),
     Column("payload", LargeBinary, nullable=False),
@@ -343,7 +352,7 @@ brokers = Table(
     Column("name", String(64), primary_key=True),
     Column("epoch", BigInteger, nullable=False),
     Column("uptime_seconds", BigInteger, nullable=False),
-    _at("uptime_at"),
+    at_column("uptime_at"),
 )
 
 leases = Table(
@@ -351,7 +360,7 @@ leases = Table(
     metadata,
     Column("name", String(32), primary_key=True),
     Column("holder", String(64), nullable=False),
-    _at("expires_at"),
+    at_column("expires_at"),
 )
 
 revisions = Table(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from provisioning.devices import Connection, Credential, Device
 from provisioning.errors import ConflictError
 from provisioning.working import WorkingSet
-from store import counters
+from store import attempts, counters, due, outbox
 from store.database import Transaction
 from store.schema import (
     certificates,
@@ -77,6 +77,19 @@ def apply(tx: Transaction, facts: WorkingSet, now: datetime) -> None:
                 for closed in facts.closed
             ],
         )
+    attempts.write(
+        tx, [*facts.superseded, *(facts.attempts[device_id] for device_id in facts.changed_attempts)]
+    )
+    due.put(tx, facts.broker, facts.due, at)
+    outbox.put(
+        tx,
+        facts.broker,
+        (
+            outbox.Outgoing(device_id=device_id, revision=facts.attempts[device_id].revision)
+            for device_id in facts.outgoing
+        ),
+        at,
+    )
     _note_refusals(tx, facts, at)
     counters.record(tx, facts.worker, facts.events)
 
@@ -163,6 +176,7 @@ def _device_row(device: Device) -> Row:
         "hardware_revision": device.hardware_revision,
         "firmware_version": device.firmware_version,
         "firmware_bundle_seq": device.firmware_bundle_seq,
+        "highest_bundle_seq": device.highest_bundle_seq,
         "time_zone": device.time_zone,
         "updates_enabled": device.updates_enabled,
         "new_key_until": None if device.new_key_until is None else to_ms(device.new_key_until),

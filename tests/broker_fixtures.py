@@ -75,6 +75,7 @@ def install(directory: Path, **changes: Any) -> InstalledBroker:
         "device_port": 0,
         "gateway_port": 0,
         "http_port": 0,
+        "download_port": 0,
     }
     installation = create_installation(directory, now=datetime.now(UTC), **(arguments | changes))
     return InstalledBroker(installation=installation, broker=installation.local_broker())

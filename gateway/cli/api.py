@@ -78,6 +78,14 @@ class Api:
         """Puts `body` as JSON; raises as `get`."""
         return self._ask("PUT", path, json=body)
 
+    def delete(self, *path: str) -> None:
+        """Deletes; raises as `get`."""
+        self._ask("DELETE", path)
+
+    def upload(self, *path: str, chunks: Iterator[bytes]) -> None:
+        """Puts bytes as they come, in constant memory; raises as `get`."""
+        self._ask("PUT", path, content=chunks, headers={"Content-Type": "application/octet-stream"})
+
     def items(self, *path: str, **query: str | int | None) -> list[dict[str, Any]]:
         """The items of a list that comes whole; raises as `get`."""
         return list(self.get(*path, **query))

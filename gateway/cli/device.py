@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.api import ConfigOption, open_api
-from gateway.cli.output import JsonOption, print_object, print_rows
+from gateway.cli.output import JsonOption, print_json, print_line, print_object, print_rows, text_of
 from gateway.cli.product import ProductArgument
 
 app = typer.Typer(no_args_is_help=True, help="Devices.")
@@ -71,3 +71,47 @@ def unblock(device: DeviceArgument, config: ConfigOption = None, as_json: JsonOp
     """Let a blocked device in again."""
     with open_api(config) as api:
         print_object(api.post("devices", device, "unblock"), as_json=as_json)
+
+
+@app.command()
+def explain(device: DeviceArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Why a device is, or is not, offered firmware now: every rule in order."""
+    with open_api(config) as api:
+        answer = api.get("devices", device, "explain")
+    if as_json:
+        print_json(answer)
+        return
+    for rule in answer["rules"]:
+        mark = {True: "passed", False: "failed", None: "–"}[rule["passed"]]
+        until = f" (changes at {rule['changes_at']})" if rule["changes_at"] else ""
+        print_line(f"{mark:7} {rule['name']:16} {text_of(rule['detail'])}{until}")
+    attempt = answer["attempt"]
+    if attempt is not None:
+        percent = "" if attempt["percent"] is None else f" {attempt['percent']} %"
+        print_line(f"attempt {attempt['id']} at {attempt['version']}: {attempt['state']}{percent}")
+    print_line(
+        f"{text_of(answer['device'])} is offered {answer['version']} now"
+        if answer["offered"]
+        else f"{text_of(answer['device'])} is offered nothing new now"
+    )
+
+
+@app.command()
+def timeline(
+    device: DeviceArgument,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What happened to a device, the newest first."""
+    with open_api(config) as api:
+        rows = api.items("devices", device, "timeline", limit=limit)
+    columns = [
+        ("at", "at"),
+        ("what", "kind"),
+        ("from", "before"),
+        ("to", "word"),
+        ("bundle", "about"),
+        ("reason", "reason"),
+    ]
+    print_rows(rows, columns, as_json=as_json)

@@ -42,6 +42,9 @@ def init(
     gateway_port: Annotated[int, typer.Option(help="The gateway's own port at the broker; 0: free.")] = 8884,
     http_host: Annotated[str, typer.Option(help="Address of the API.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="Port of the API; 0: a free one.")] = 8080,
+    download_port: Annotated[
+        int, typer.Option(help="Port that devices download from; 0: a free one.")
+    ] = 8081,
     prefix: Annotated[str, typer.Option(help="First levels of every topic.")] = DEFAULT_PREFIX,
     audience: Annotated[
         str | None,
@@ -79,6 +82,7 @@ def init(
         gateway_port=gateway_port,
         http_host=http_host,
         http_port=http_port,
+        download_port=download_port,
         prefix=prefix,
         audience=audience,
         owner=owner or _account("fleetgate"),
@@ -103,6 +107,7 @@ def init(
                 "device_port": place.device_port,
                 "gateway_port": place.gateway_port,
                 "http_port": place.http_port,
+                "download_port": place.download_port,
             }
         )
     _say_next(place, first)

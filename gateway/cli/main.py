@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import agent, ca, certificate, cohort, demo, device, inbox, product
+from gateway.cli import (
+    agent,
+    bundle,
+    ca,
+    certificate,
+    cohort,
+    demo,
+    device,
+    inbox,
+    key,
+    override,
+    product,
+    rollout,
+)
 from gateway.cli.doctor import doctor
 from gateway.cli.init import init
 from gateway.cli.output import ExitCode, exit_code, print_line, say, text_of
@@ -34,6 +47,10 @@ for _name, _module in (
     ("product", product),
     ("cohort", cohort),
     ("ca", ca),
+    ("key", key),
+    ("bundle", bundle),
+    ("rollout", rollout),
+    ("override", override),
     ("device", device),
     ("inbox", inbox),
     ("certificate", certificate),

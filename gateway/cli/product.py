@@ -1,14 +1,13 @@
 """`fleetgate product`: kinds of devices, and how each takes in new ones."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gateway.cli.api import ConfigOption, open_api
+from gateway.cli.files import read_json
 from gateway.cli.output import JsonOption, print_object, print_rows, say
-from provisioning.errors import InvalidError
 from provisioning.products import EnrollmentMode, IdentifierSource
 
 app = typer.Typer(no_args_is_help=True, help="Products, and how they take in devices.")
@@ -103,18 +102,8 @@ def jitp(
         if allow:
             changes["allow_list"] = sorted({*current.get("allow_list", []), *allow})
         if settings is not None:
-            current = _read(settings)
+            current = read_json(settings)
         if settings is not None or changes:
             current = api.put("products", product, "jitp", body={**current, **changes})
             current = current["jitp"]
     print_object(current, as_json=as_json)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidError(f"{file} is not a JSON file: {error}") from error
-    if not isinstance(data, dict):
-        raise InvalidError(f"{file} must hold a JSON object, got {type(data).__name__}")
-    return data

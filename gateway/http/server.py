@@ -1,11 +1,12 @@
-"""The listener for API, metrics and health: uvicorn in a thread of the service."""
+"""What a worker serves over HTTP: the API with metrics and health, and the downloads of devices."""
 
-import threading
-from typing import Final
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
-import uvicorn
-
+from gateway import secrets
 from gateway.http.app import create_app
+from gateway.http.downloads import DownloadTally, DownloadTerms, create_downloads_app
+from gateway.http.listener import Listener
 from gateway.metrics import render
 from gateway.mqtt.capath import CaPath
 from gateway.mqtt.client import Transport
@@ -13,20 +14,27 @@ from gateway.operations.authorities import sync_capath
 from gateway.operations.desk import Desk
 from gateway.pipeline import Pipeline
 from gateway.settings import Settings
+from provisioning.downloads import make_token
 from provisioning.errors import SetupError, StoreError
-from store import migrate
+from provisioning.ids import DeviceId
+from store import attempts, migrate
+from store.blobs import Blobs
 from store.database import Database
 from store.ids import new_id
 from store.times import now_utc
 
-START_SECONDS: Final = 10.0
 
-
-class ApiServer:
-    """The API of one worker."""
+class HttpServer:
+    """The two listeners of one worker."""
 
     def __init__(
-        self, settings: Settings, database: Database, transport: Transport, pipeline: Pipeline
+        self,
+        settings: Settings,
+        database: Database,
+        blobs: Blobs,
+        transport: Transport,
+        pipeline: Pipeline,
+        wake: Callable[[], None],
     ) -> None:
         self._desk = Desk(
             database=database,
@@ -36,32 +44,46 @@ class ApiServer:
             broker=settings.broker.name,
             worker=settings.worker,
             audience=settings.audience,
+            blobs=blobs,
+            wake=wake,
         )
-        app = create_app(
-            self._desk,
-            is_ready=lambda: {"broker": transport.stats().connected, "database": _is_there(database)},
-            render_metrics=lambda: render(transport.stats(), pipeline.tally),
-        )
-        self._address = f"{settings.http.host}:{settings.http.port}"
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
+        self.downloads = DownloadTally()
+        self._listeners = (
+            Listener(
+                create_app(
+                    self._desk,
+                    is_ready=lambda: {"broker": transport.stats().connected, "database": _is_there(database)},
+                    render_metrics=lambda: render(transport.stats(), pipeline.tally, self.downloads),
+                    most_artifact_bytes=settings.blobs.most_bytes,
+                ),
+                name="http",
                 host=settings.http.host,
                 port=settings.http.port,
-                log_level="warning",
-                lifespan="off",
-                access_log=False,
-            )
+            ),
+            Listener(
+                create_downloads_app(
+                    DownloadTerms(
+                        blobs=blobs,
+                        keys=[download_key(settings)],
+                        is_open=lambda device_id, sha256: _is_open(database, device_id, sha256),
+                        clock=now_utc,
+                        most_concurrent=settings.downloads.most_concurrent,
+                    ),
+                    self.downloads,
+                ),
+                name="downloads",
+                host=settings.downloads.host,
+                port=settings.downloads.port,
+                certfile=settings.downloads.certfile,
+                keyfile=settings.downloads.keyfile,
+            ),
         )
-        self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
-        self._ended = threading.Event()
 
     def start(self) -> None:
         """Starts listening, and brings the broker's capath in step.
 
         Raises:
-            SetupError: the address is taken, or the capath cannot be written.
+            SetupError: an address is taken, or the capath cannot be written.
         """
         try:
             sync_capath(self._desk)
@@ -69,23 +91,34 @@ class ApiServer:
             raise SetupError(
                 f"broker.capath cannot be written: {error}; `fleetgate doctor` checks it"
             ) from error
-        self._thread.start()
-        while not self._server.started:
-            if self._ended.wait(0.02):
-                raise SetupError(f"http listener {self._address} could not be opened; is the port taken?")
+        for listener in self._listeners:
+            listener.start()
 
     def stop(self) -> None:
-        """Ends the listener."""
-        self._server.should_exit = True
-        self._thread.join(timeout=START_SECONDS)
+        """Ends the listeners."""
+        for listener in self._listeners:
+            listener.stop()
 
-    def _run(self) -> None:
-        try:
-            self._server.run()
-        except SystemExit:  # how uvicorn says that it cannot listen; `start` turns it into words
-            pass
-        finally:
-            self._ended.set()
+
+def download_key(settings: Settings) -> bytes:
+    """The key that addresses of artifacts are signed with."""
+    return secrets.derive(secrets.load_root_secret(settings.root_secret_file), "download v1")
+
+
+def make_links(settings: Settings) -> Callable[[DeviceId, str, str, datetime], str]:
+    """Makes the address of an artifact for a device."""
+    key, base = download_key(settings), settings.downloads.public_url.rstrip("/")
+    life = timedelta(seconds=settings.downloads.url_seconds)
+
+    def link(device_id: DeviceId, sha256: str, name: str, now: datetime) -> str:
+        return f"{base}/d/{make_token(key, device_id, sha256, now + life)}/{sha256}/{name}"
+
+    return link
+
+
+def _is_open(database: Database, device_id: DeviceId, sha256: str) -> bool:
+    with database.read() as tx:
+        return attempts.is_offered(tx, device_id, sha256)
 
 
 def _is_there(database: Database) -> bool:

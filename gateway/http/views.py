@@ -15,11 +15,13 @@ Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 """An object's number in a path or a cursor."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What is sent: members that are not known are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class NewProduct(_Body):
+class NewProduct(Body):
     """A product to make."""
 
     name: str
@@ -27,34 +29,34 @@ class NewProduct(_Body):
     tags: list[str] = Field(default_factory=list)
 
 
-class NewCohort(_Body):
+class NewCohort(Body):
     """A cohort to make."""
 
     name: str
     description: str = ""
 
 
-class NewAuthority(_Body):
+class NewAuthority(Body):
     """A CA to register."""
 
     name: str
     certificate: str = Field(description="PEM")
 
 
-class Proof(_Body):
+class Proof(Body):
     """The proof of possession of a CA's key."""
 
     certificate: str = Field(description="PEM; CN is the code, signed by the CA")
 
 
-class CertificateToCheck(_Body):
+class CertificateToCheck(Body):
     """A device's certificate to try."""
 
     chain: str = Field(description="PEM, leaf first, with intermediates")
     product: str | None = Field(None, description="where it should come to")
 
 
-class NewDevice(_Body):
+class NewDevice(Body):
     """A device that is known before it comes."""
 
     identifier: str = Field(min_length=1, max_length=128)

@@ -8,12 +8,19 @@ from typing import Any
 from gateway.mqtt.capath import CaPath
 from provisioning.access import Principal, Role, check_role
 from store import audit
+from store.blobs import Blobs
 from store.database import Database, Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """What commands need. `worker` is whose counters they change."""
+    """What commands need.
+
+    Attributes:
+        worker: whose counters they change.
+        blobs: where artifacts go; None where none are pushed.
+        wake: called when devices may have become due.
+    """
 
     database: Database
     clock: Callable[[], datetime]
@@ -22,6 +29,8 @@ class Desk:
     broker: str
     worker: str
     audience: str
+    blobs: Blobs | None = None
+    wake: Callable[[], None] = lambda: None
 
     def note(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from provisioning import verification
+from provisioning import chain_steps
 from provisioning.authorities import AuthorityState, inspect_authority, is_issued_by
 from provisioning.certificates import CertificateFacts, parse_chain
 from provisioning.errors import InvalidError, VerificationError
@@ -69,9 +69,9 @@ def _outcome(case: dict[str, Any]) -> str | None:
     anchors, refused = _register(case["trusted_certs"], now)
     try:
         chain = parse_chain(_in_order(case["peer_certificate"], case["untrusted_intermediates"]))
-        steps = verification._Case(chain, anchors, now)
+        steps = chain_steps.Case(chain, anchors, now)
         steps.facts = _facts(chain[0])
-        for step in verification._STEPS[1:]:
+        for step in chain_steps.STEPS[1:]:
             step.check(steps)
     except VerificationError as error:
         return "; ".join([str(error), *refused])

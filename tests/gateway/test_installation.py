@@ -36,6 +36,7 @@ def test_the_tree_and_its_modes(tmp_path: Path) -> None:
         ".": "0o710",
         "fleetgate.toml": "0o600",
         "mosquitto.conf": "0o640",
+        "blobs": "0o700",
         "broker": "0o2750",
         "broker/capath": "0o2750",
         "broker/broker-ca.pem": "0o640",

@@ -68,7 +68,7 @@ def test_a_message_that_breaks_our_code_is_set_aside_and_the_others_go_on(
         return parse(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "parse_message", breaks)
-    replies = pipeline.work([bad, good])
+    replies = pipeline.work([bad, good]).replies
     assert [reply.result for reply in replies if reply] == [Result.BUSY, Result.REJECTED]
     assert [reply.reason for reply in replies if reply] == [
         RejectReason.INTERNAL_ERROR,
@@ -84,11 +84,11 @@ def test_a_message_that_breaks_our_code_is_set_aside_and_the_others_go_on(
 def test_what_cannot_be_read_is_answered_on_the_topic_that_the_broker_proved(
     pipeline: Pipeline, payload: bytes
 ) -> None:
-    (reply,) = pipeline.work([Said("fg/v1/dev-1/hello", payload, now_utc())])
+    (reply,) = pipeline.work([Said("fg/v1/dev-1/hello", payload, now_utc())]).replies
     assert reply is not None
     assert (reply.topic_name, reply.result, reply.for_nonce) == ("dev-1", Result.REJECTED, None)
 
 
 def test_a_topic_that_is_not_ours_is_answered_to_nobody(pipeline: Pipeline) -> None:
     for topic in ("fg/v1/dev-1/reply", "fg/v1/a/b/hello", "other/dev-1/hello", "fg/v1//hello"):
-        assert pipeline.work([Said(topic, b"{}", now_utc())]) == [None]
+        assert pipeline.work([Said(topic, b"{}", now_utc())]).replies == [None]

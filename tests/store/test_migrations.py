@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from provisioning.errors import SetupError
 from store import migrate
 from store.database import Database
-from store.schema import metadata
+from store.firmware_schema import metadata
 
 
 @pytest.fixture(scope="module")

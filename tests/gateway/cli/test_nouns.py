@@ -40,7 +40,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 def place(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh installation, named by FLEETGATE_CONFIG."""
     place = tmp_path / "fleetgate"
-    ports = ["--device-port", 0, "--gateway-port", 0, "--http-port", 0]
+    ports = ["--device-port", 0, "--gateway-port", 0, "--http-port", 0, "--download-port", 0]
     code, _, error = run("init", place, "--organization", "acme", "--device-host", "localhost", *ports)
     assert code == 0, error
     monkeypatch.setenv("FLEETGATE_CONFIG", str(place / "fleetgate.toml"))
