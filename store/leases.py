@@ -26,9 +26,9 @@ def take(tx: Transaction, name: str, holder: str, seconds: float) -> datetime | 
             index_elements=[leases.c.name],
             set_={"holder": insert.excluded.holder, "expires_at": insert.excluded.expires_at},
             where=sa.or_(leases.c.holder == holder, leases.c.expires_at <= now),
-        )
+        ).returning(leases.c.holder)
     )
-    return from_ms(now) if taken.rowcount == 1 else None
+    return from_ms(now) if taken.first() is not None else None
 
 
 def release(tx: Transaction, name: str, holder: str) -> None:

@@ -11,7 +11,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from store import verify_firmware
 from store.database import Database, Transaction
+from store.verify_firmware import Check
 
 _MOST_SHOWN: Final = 5
 
@@ -38,15 +40,11 @@ class Report:
         return not any(finding.breaches for finding in self.findings)
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
-    invariant: str
-    what: str
-    count: str
-    breaches: str
-
-
-_FOLD: Final = """
+_ENDED: Final = (
+    "('succeeded', 'failed', 'rolled_back', 'rejected', 'timed_out', 'cancelled', 'superseded', "
+    "'already_installed')"
+)
+_FOLD: Final = f"""
     SELECT product_id, cohort_id, name, word, bucket, SUM(change) AS value FROM (
         SELECT product_id, cohort_id, 'devices' AS name, word, 0 AS bucket, 1 AS change
             FROM events WHERE kind = 'device_state' AND word <> ''
@@ -71,16 +69,38 @@ _FOLD: Final = """
             FROM events WHERE kind = 'enrolled'
         UNION ALL SELECT product_id, cohort_id, 'refusals', word, at / 1000 / 60 * 60000, 1
             FROM events WHERE kind = 'refused'
+        UNION ALL SELECT product_id, cohort_id, 'rollouts', word, 0, 1 FROM events WHERE kind = 'rollout'
+        UNION ALL SELECT product_id, cohort_id, 'rollouts', before, 0, -1
+            FROM events WHERE kind = 'rollout' AND before <> ''
+        UNION ALL SELECT product_id, cohort_id, 'attempts', word, 0, 1 FROM events WHERE kind = 'attempt'
+        UNION ALL SELECT product_id, cohort_id, 'attempts', before, 0, -1
+            FROM events WHERE kind = 'attempt' AND before <> ''
+        UNION ALL SELECT product_id, cohort_id, 'rollout', source_id || '/' || word, 0, 1
+            FROM events WHERE kind = 'attempt'
+        UNION ALL SELECT product_id, cohort_id, 'rollout', source_id || '/' || before, 0, -1
+            FROM events WHERE kind = 'attempt' AND before <> ''
+        UNION ALL SELECT product_id, cohort_id, 'bundle', bundle_id || '/' || word, 0, 1
+            FROM events WHERE kind = 'attempt' AND word IN {_ENDED}
+        UNION ALL SELECT product_id, cohort_id, 'hardware', hardware || '/' || word, 0, 1
+            FROM events WHERE kind = 'attempt' AND word IN {_ENDED}
+        UNION ALL SELECT product_id, cohort_id, 'outcomes', word, 0, 1
+            FROM events WHERE kind = 'attempt' AND word IN {_ENDED}
+        UNION ALL SELECT product_id, cohort_id, 'outcomes', word, at / 1000 / 60 * 60000, 1
+            FROM events WHERE kind = 'attempt' AND word IN {_ENDED}
+        UNION ALL SELECT product_id, cohort_id, 'failures', reason, 0, 1
+            FROM events WHERE kind = 'attempt' AND reason <> ''
+        UNION ALL SELECT product_id, cohort_id, 'failures', reason, at / 1000 / 60 * 60000, 1
+            FROM events WHERE kind = 'attempt' AND reason <> ''
         UNION ALL SELECT product_id, cohort_id, name, word, bucket, value FROM checkpoints
     ) AS changes GROUP BY product_id, cohort_id, name, word, bucket
-"""
+"""  # noqa: S608  (constants of this module)
 _COUNTED: Final = """
     SELECT product_id, cohort_id, name, word, bucket, SUM(value) AS value
     FROM counters GROUP BY product_id, cohort_id, name, word, bucket
 """
 
 _CHECKS: Final = (
-    _Check(
+    Check(
         "I1",
         "every key belongs to one device, and every credential's device is there",
         "SELECT COUNT(*) FROM credentials",
@@ -89,14 +109,14 @@ _CHECKS: Final = (
            UNION ALL SELECT 'credential ' || c.id || ' has no device' FROM credentials c
            LEFT JOIN devices d ON d.id = c.device_id WHERE d.id IS NULL""",
     ),
-    _Check(
+    Check(
         "I1",
         "every device that was ever welcomed has a key",
         "SELECT COUNT(*) FROM last_seen",
         """SELECT 'device ' || s.device_id || ' was welcomed and has no credential' FROM last_seen s
            LEFT JOIN credentials c ON c.device_id = s.device_id WHERE c.id IS NULL""",
     ),
-    _Check(
+    Check(
         "I2",
         "a device's product is that of the CA of each of its keys",
         "SELECT COUNT(*) FROM credentials",
@@ -105,14 +125,14 @@ _CHECKS: Final = (
            FROM credentials c JOIN devices d ON d.id = c.device_id JOIN authorities a ON a.id = c.authority_id
            WHERE a.product_id <> d.product_id""",
     ),
-    _Check(
+    Check(
         "I2",
         "a device's cohort is one of its product's",
         "SELECT COUNT(*) FROM devices",
         """SELECT 'device ' || d.identifier || ' stands in a cohort of another product'
            FROM devices d JOIN cohorts c ON c.id = d.cohort_id WHERE c.product_id <> d.product_id""",
     ),
-    _Check(
+    Check(
         "I5",
         "counters are the checkpoint and the events since",
         f"SELECT COUNT(*) FROM ({_COUNTED}) AS counted",  # noqa: S608  (constants of this module)
@@ -131,7 +151,7 @@ _CHECKS: Final = (
                 AND f.word = c.word AND f.bucket = c.bucket
             WHERE f.name IS NULL AND c.value <> 0""",  # noqa: S608
     ),
-    _Check(
+    Check(
         "I5",
         "devices by state are what the counters say",
         "SELECT COUNT(*) FROM devices",
@@ -144,7 +164,7 @@ _CHECKS: Final = (
            ON c.product_id = d.product_id AND c.cohort_id = d.cohort_id AND c.word = d.state
            WHERE d.value <> COALESCE(c.value, 0)""",
     ),
-    _Check(
+    Check(
         "I5",
         "connected devices are what the counters say",
         "SELECT COUNT(*) FROM connections",
@@ -163,16 +183,17 @@ _CHECKS: Final = (
 
 
 def verify(database: Database) -> Report:
-    """Checks I1, I2, I5 and I9 in one snapshot."""
+    """Checks I1–I6 and I9 in one snapshot."""
     with database.read() as tx:
-        findings = [_run(tx, check) for check in _CHECKS]
+        findings = [_run(tx, check) for check in (*_CHECKS, *verify_firmware.CHECKS)]
         findings.append(_audit_chain(tx))
     return Report(findings=tuple(findings))
 
 
-def _run(tx: Transaction, check: _Check) -> Finding:
+def _run(tx: Transaction, check: Check) -> Finding:
     count = int(tx.connection.execute(sa.text(check.count)).scalar_one())
-    rows = tx.connection.execute(sa.text(f"{check.breaches} LIMIT {_MOST_SHOWN}")).scalars()
+    breaches = check.breaches.replace("%(allowed)s", verify_firmware.ALLOWED[tx.is_sqlite])
+    rows = tx.connection.execute(sa.text(f"{breaches} LIMIT {_MOST_SHOWN}")).scalars()
     return Finding(
         invariant=check.invariant, what=check.what, checked=count, breaches=tuple(str(row) for row in rows)
     )

@@ -9,7 +9,7 @@ import base64
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -105,6 +105,7 @@ class Reply:
         identifier, product, cohort: where the device stands, once welcomed.
         heartbeat_seconds: how often to report `online`, or None.
         server_time: the gateway's clock, milliseconds UTC, or None. Not signed: good for a display only.
+        offer: firmware for this device, as it stands in the message, or None.
     """
 
     nonce: str | None
@@ -117,6 +118,7 @@ class Reply:
     cohort: str | None = None
     heartbeat_seconds: float | None = None
     server_time: int | None = None
+    offer: Mapping[str, object] | None = None
 
 
 class Voice:
@@ -178,6 +180,7 @@ class Voice:
         ts: int | None = None,
         challenge: str | None = None,
         with_chain: bool = True,
+        last_update: Mapping[str, str] | None = None,
     ) -> bytes:
         """A signed hello.
 
@@ -186,6 +189,7 @@ class Voice:
             ts: milliseconds UTC by the device's clock, or None without a clock.
             challenge: the gateway's, in place of a time.
             with_chain: whether to send the certificates; they may stay away once known.
+            last_update: how the last offer ended (`offer_id`, `result`, `reason`), until this is answered.
         """
         profile = self.profile
         payload = self._head(Up.HELLO, self._next_seq())
@@ -203,6 +207,8 @@ class Voice:
             payload["time_zone"] = profile.time_zone
         if profile.attributes:
             payload["attributes"] = dict(profile.attributes)
+        if last_update is not None:
+            payload["last_update"] = dict(last_update)
         if self._previous is not None:
             payload["previous"] = self._previous
         return self._sign(Up.HELLO, payload)
@@ -212,12 +218,33 @@ class Voice:
         return self._sign(Up.PRESENCE, {**self._head(Up.PRESENCE, self._next_seq()), "state": str(state)})
 
     def progress(
-        self, *, offer_id: str, state: str, percent: int | None = None, reason: str | None = None
+        self,
+        *,
+        offer_id: str,
+        state: str,
+        percent: int | None = None,
+        reason: str | None = None,
+        detail: str | None = None,
+        defer_until: int | None = None,
     ) -> bytes:
-        """A signed progress report on an offer."""
+        """A signed progress report on an offer; `defer_until` in milliseconds UTC."""
         payload = self._head(Up.PROGRESS, self._next_seq())
-        payload |= _without_none({"offer_id": offer_id, "state": state, "percent": percent, "reason": reason})
+        payload |= _without_none(
+            {
+                "offer_id": offer_id,
+                "state": state,
+                "percent": percent,
+                "reason": reason,
+                "detail": detail,
+                "defer_until": defer_until,
+            }
+        )
         return self._sign(Up.PROGRESS, payload)
+
+    def reboot(self, *, version: str, bundle_seq: int | None = None) -> None:
+        """Starts a new life of the device, on this image."""
+        self.boot = new_word()
+        self.profile = replace(self.profile, version=version, bundle_seq=bundle_seq)
 
     def _head(self, verb: Up, seq: int) -> dict[str, object]:
         return {
@@ -274,6 +301,7 @@ def parse_reply(data: bytes) -> Reply:
             f"'result' is none of {', '.join(Result)}",
         ) from None
     device = document.get("device")
+    offer = document.get("offer")
     server_time = document.get("server_time")
     return Reply(
         nonce=_text(document, "for"),
@@ -286,6 +314,7 @@ def parse_reply(data: bytes) -> Reply:
         cohort=_text(document, "cohort"),
         heartbeat_seconds=_number(document, "heartbeat_seconds"),
         server_time=server_time if isinstance(server_time, int) else None,
+        offer=offer if isinstance(offer, dict) else None,
     )
 
 
