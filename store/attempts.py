@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from provisioning.attempts import ENDS, Attempt, AttemptState, Timeouts
+from provisioning.attempts import Attempt, AttemptState, Timeouts
 from provisioning.devices import DeviceState
 from provisioning.ids import (
     AttemptId,
@@ -220,7 +220,6 @@ def write(tx: Transaction, changed: Iterable[Attempt]) -> None:
     Raises:
         BrokenConstraintError: a device would have two open attempts.
     """
-    ended = [state.value for state in ENDS]
     rows = [_row(attempt) for attempt in sorted(changed, key=lambda one: (one.is_open, one.id))]
     if not rows:
         return
@@ -234,7 +233,7 @@ def write(tx: Transaction, changed: Iterable[Attempt]) -> None:
         insert.on_conflict_do_update(
             index_elements=keys,
             set_={name: insert.excluded[name] for name in mutable},
-            where=attempts.c.state.not_in(ended),
+            where=attempts.c.finished_at.is_(None),
         ),
         rows,
     )

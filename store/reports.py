@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from provisioning.ids import OrganizationId
+from provisioning.ids import CohortId, OrganizationId
 from provisioning.rollouts import Rollout
 from provisioning.statistics import ALL_TIME
 from store.database import Transaction
@@ -113,3 +113,13 @@ def count_rollouts(tx: Transaction, rollouts: Sequence[Rollout]) -> dict[int, di
         if row.value:
             found.setdefault(int(number), {})[state] = int(row.value)
     return found
+
+
+def list_cohort_names(tx: Transaction) -> dict[CohortId, tuple[str, str]]:
+    """Product and name of every cohort."""
+    rows = tx.connection.execute(
+        sa.select(cohorts.c.id, products.c.name.label("product"), cohorts.c.name).join(
+            products, products.c.id == cohorts.c.product_id
+        )
+    )
+    return {CohortId(row.id): (row.product, row.name) for row in rows}

@@ -287,3 +287,9 @@ def mark_override(tx: Transaction, override: Override, device_ids: Iterable[Devi
     query = sa.select(devices.c.id, devices.c.broker).where(devices.c.id.in_(sorted(device_ids)))
     for row in tx.connection.execute(query):
         due.put(tx, row.broker, {DeviceId(row.id): int(override.id)}, to_ms(at))
+
+
+def list_numbers(tx: Transaction) -> list[RolloutId]:
+    """Every rollout, of whatever organization, in the order they were planned."""
+    query = sa.select(rollouts.c.id).order_by(rollouts.c.id)
+    return [RolloutId(number) for number in tx.connection.execute(query).scalars()]

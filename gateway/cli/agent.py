@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.output import ExitCode, print_line
-from gateway.demo import find_broker
+from gateway.demo.stage import find_broker
 from gateway.device.agent import Agent, AgentError, AgentSettings
 from gateway.device.messages import Profile, Result
 from provisioning.topics import DEFAULT_PREFIX

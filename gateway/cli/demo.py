@@ -4,24 +4,27 @@ import contextlib
 import itertools
 import signal
 import time
-from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from gateway.cli.api import open_api
+from gateway.cli.api import Api, open_api
+from gateway.cli.demo_view import picture, print_summary
 from gateway.cli.output import ExitCode, print_json, print_line, say
-from gateway.demo import PRODUCTS, Demo, judge, make_certificate, run_fleet, running_demo
-from gateway.device.fleet import Fleet, FleetReport
+from gateway.demo.cast import make_plans
+from gateway.demo.script import Script, make_certificate
+from gateway.demo.stage import Stage, running_demo
+from gateway.demo.verdict import Verdict, judge
+from gateway.device.fleet import Fleet
 
 app = typer.Typer(help="The main job, live on this machine.", invoke_without_command=True)
 DirectoryOption = Annotated[Path, typer.Option(help="Where its state is; an earlier demo there is replaced.")]
-_BAR = 40
+CONNECTS_PER_SECOND = 120.0
+SETTLE_SECONDS = 5.0
 
 
 @app.callback()
@@ -29,41 +32,55 @@ def demo(
     context: typer.Context,
     directory: DirectoryOption = Path("demo"),
     devices: Annotated[int, typer.Option(min=1, max=20_000, help="Well-behaved devices.")] = 200,
-    seconds: Annotated[float, typer.Option(min=1, help="Time limit of provisioning.")] = 120.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Time limit of it all.")] = 120.0,
     headless: Annotated[bool, typer.Option("--headless", help="No view; ends when all is done.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Devices arrive, are verified, and stand in their product and cohort; one kind is refused, with its reason."""
+    """Devices arrive, are verified and placed, and get their firmware by a scheduled rollout; intruders are refused."""
     if context.invoked_subcommand is not None:
         return
     steps = itertools.count(1)
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends broker and gateway too
         signal.signal(number, signal.default_int_handler)
+    program = context.find_root().command
 
     def tell(what: str, command: str) -> None:
-        if not as_json:
-            print_line(f"{next(steps):2}. {what}")
-            if command:
-                print_line(f"      $ {command}")
-
-    with contextlib.suppress(KeyboardInterrupt), running_demo(directory.absolute(), tell) as running:
-        tell(f"{devices} devices connect, and {max(1, devices // 50)} intruders", "")
-        if headless or as_json:
-            fleet, report = run_fleet(running, devices, seconds)
-        else:
-            fleet, report = _watched(running, devices, seconds)
-        answer = judge(running, report, devices)
         if as_json:
-            print_json(answer)
+            return
+        if what:
+            print_line(f"{next(steps):2}. {what}")
+        if command:
+            print_line(f"      $ {command}")
+
+    def run(words: Sequence[str]) -> None:
+        program.main(args=list(words), prog_name="fleetgate", standalone_mode=False)
+
+    intruders = max(1, devices // 50)
+    with contextlib.suppress(KeyboardInterrupt), running_demo(directory.absolute(), tell) as stage:
+        script = Script(stage=stage, run=run, say=tell)
+        script.register()
+        script.publish()
+        begins = devices / CONNECTS_PER_SECOND + 4.0
+        script.schedule(begins, most_in_flight=max(10, devices // 6))
+        tell(f"{devices} devices connect, and {intruders} intruder{'s' if intruders > 1 else ''}", "")
+        fleet = Fleet(
+            make_plans(script, devices, intruders), stage.broker, connects_per_second=CONNECTS_PER_SECOND
+        )
+        with open_api(stage.place.settings) as api:
+            watch = _no_view() if headless or as_json else _view(api, devices)
+            with watch as show:
+                fleet.run(seconds, on_change=show, until=lambda _: _is_over(fleet))
+        verdict = _settle(stage, fleet, devices)
+        if as_json:
+            print_json(verdict.answer)
         else:
-            _summarize(report)
-            latency = answer["latency_ms"]
-            print_line(f"hello → reply: {latency['p50']} ms in the middle, {latency['p99']} ms at 99 %")
-            print_line(f"SQL and devices agree, and the invariants hold: {'yes' if answer['ok'] else 'NO'}")
+            print_summary(verdict.answer, fleet.report())
         if not (headless or as_json):
-            _stay(running, fleet)
+            _stay(stage, fleet)
         fleet.close()
-        if not answer["ok"]:
+        if not verdict.ok:
+            for difference in verdict.differences:
+                say(f"fleetgate: {difference}")
             raise typer.Exit(ExitCode.FAILURE)
 
 
@@ -80,64 +97,63 @@ def certificate(
     )
 
 
-def _watched(running: Demo, devices: int, seconds: float) -> tuple[Fleet, FleetReport]:
+def _is_over(fleet: Fleet) -> bool:
+    """Whether every well-behaved device has come to an end of its update."""
+    return all(
+        device.plan.expected is not None
+        or any(result != "deferred" for result in device.outcome.updates.values())
+        for device in fleet.devices
+    )
+
+
+def _settle(stage: Stage, fleet: Fleet, devices: int) -> Verdict:
+    """Serves on until the last reports have been worked and the rollouts have completed, for a few seconds."""
+    ends = time.monotonic() + SETTLE_SECONDS
+    while True:
+        verdict = judge(stage, fleet.report(), devices)
+        over = all(rollout["state"] == "completed" for rollout in verdict.answer["rollouts"])
+        if (verdict.ok and over) or time.monotonic() > ends:
+            return verdict
+        fleet.serve(0.2)
+
+
+@contextlib.contextmanager
+def _no_view() -> Iterator[Callable[[Fleet], None]]:
+    yield lambda _: None
+
+
+@contextlib.contextmanager
+def _view(api: Api, devices: int) -> Iterator[Callable[[Fleet], None]]:
     with Live(console=Console(), refresh_per_second=8, transient=True) as live:
-        last = 0.0
+        last, rollouts = 0.0, []
 
         def show(fleet: Fleet) -> None:
-            nonlocal last
-            if time.monotonic() - last > 0.12:
+            nonlocal last, rollouts
+            if time.monotonic() - last > 0.25:
                 last = time.monotonic()
-                live.update(_picture(fleet.report(), devices))
+                rollouts = api.items("rollouts")
+                live.update(picture(fleet.report(), rollouts, devices))
 
-        return run_fleet(running, devices, seconds, show)
-
-
-def _picture(report: FleetReport, devices: int) -> Group:
-    answered = sum(outcome.done for outcome in report.outcomes)
-    filled = _BAR * answered // max(1, len(report.outcomes))
-    bar = Text.assemble(
-        ("█" * filled, "green"),
-        ("░" * (_BAR - filled), "dim"),
-        f" {answered} of {len(report.outcomes)} answered",
-    )
-    return Group(bar, _table(report))
+        yield show
 
 
-def _table(report: FleetReport) -> Table:
-    table = Table(box=None, padding=(0, 2))
-    for column in ("product", "canary", "main", ""):
-        table.add_column(column)
-    cohorts = Counter((outcome.product, outcome.cohort) for outcome in report.welcomed)
-    most = max([*report.by_product.values(), 1])
-    for product in PRODUCTS:
-        width = _BAR * report.by_product[product] // most
-        table.add_row(
-            product,
-            str(cohorts[product, "canary"]),
-            str(cohorts[product, "main"]),
-            Text("█" * width, "green"),
-        )
-    for reason, count in report.refused.items():
-        table.add_row("refused", "", str(count), Text(f"{'█' * min(count, _BAR)} {reason}", "red"))
-    return table
-
-
-def _summarize(report: FleetReport) -> None:
-    Console().print(_table(report))
-    intruder = next((outcome for outcome in report.outcomes if outcome.name.startswith("intruder-")), None)
-    if intruder is not None:
-        print_line(f"{intruder.name} had a genuine certificate and was refused: {intruder.reason}")
-
-
-def _stay(running: Demo, fleet: Fleet) -> None:
-    place = running.place
+def _stay(stage: Stage, fleet: Fleet) -> None:
+    place = stage.place
+    ended = {
+        result: outcome.name
+        for outcome in fleet.report().outcomes
+        for result in outcome.updates.values()
+        if result != "succeeded"
+    }
+    example = ended.get("rolled_back") or ended.get("failed") or fleet.devices[0].outcome.name
     print_line("")
     print_line("Try now, in another terminal:")
     for line in (
         f"export FLEETGATE_CONFIG={place.settings}",
         "fleetgate stats",
-        "fleetgate device list --limit 10",
+        "fleetgate rollout list",
+        f"fleetgate device explain {example}",
+        f"fleetgate device timeline {example}",
         "fleetgate inbox list",
         "fleetgate demo certificate alice      # then become that device, and watch it arrive here",
         "fleetgate verify-store",
@@ -145,13 +161,13 @@ def _stay(running: Demo, fleet: Fleet) -> None:
         print_line(f"  {line}")
     say("Ctrl-C ends the demo.")
     with contextlib.suppress(KeyboardInterrupt):
-        _watch_arrivals(running, fleet)
+        _watch_arrivals(stage, fleet)
     say("ended; the state stays in the folder until the next demo")
 
 
-def _watch_arrivals(running: Demo, fleet: Fleet) -> None:
+def _watch_arrivals(stage: Stage, fleet: Fleet) -> None:
     """Keeps the fleet connected and tells of each device that arrives, until Ctrl-C."""
-    with open_api(running.place.settings) as api:
+    with open_api(stage.place.settings) as api:
         known = {row["id"] for row in api.pages("devices", limit=100_000)}
         look_at = 0.0
         while True:

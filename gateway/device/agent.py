@@ -16,20 +16,21 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from gateway.device.messages import (
+    LONGEST_WAIT_SECONDS,
     Presence,
     Profile,
     Reply,
     Result,
     Voice,
+    full_jitter,
     load_identity_files,
     new_nonce,
     parse_reply,
+    spread,
 )
 from provisioning.errors import FleetgateError, MessageError
 from provisioning.topics import DEFAULT_PREFIX, Up
 
-FIRST_WAIT_SECONDS: Final = 5.0
-LONGEST_WAIT_SECONDS: Final = 600.0
 LOOP_SECONDS: Final = 0.2
 STABLE_SECONDS: Final = 60.0
 """A connection that held so long starts the waiting anew; one that is taken over at once does not."""
@@ -105,7 +106,7 @@ class Agent:
                 if until_answered and self.last_reply is not None:
                     return self.last_reply
             losses += 1
-            self._stopping.wait(_jitter(losses))
+            self._stopping.wait(full_jitter(losses))
         return self.last_reply
 
     def _new_client(self) -> paho.Client:
@@ -154,7 +155,7 @@ class Agent:
         ts = int(time.time() * 1000) if self._settings.has_clock else None
         hello = self._voice.hello(nonce=self._nonce, ts=ts, challenge=challenge, with_chain=not self._known)
         client.publish(self._voice.topic(Up.HELLO), hello, qos=1)
-        self._after(_jitter(self._tries), lambda: self._say_hello(client))
+        self._after(full_jitter(self._tries), lambda: self._say_hello(client))
 
     def _message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -176,7 +177,7 @@ class Agent:
                 self._heartbeat_seconds = reply.heartbeat_seconds or self._heartbeat_seconds
                 self._beat_later(client)
             case Result.PENDING | Result.BUSY | Result.REJECTED:
-                wait = reply.retry_after_seconds or LONGEST_WAIT_SECONDS
+                wait = spread(reply.retry_after_seconds or LONGEST_WAIT_SECONDS)
                 self._tell(f"{reply.result}: {reply.reason}; trying again in {wait:.0f} s")
                 self._after(wait, lambda: self._say_hello(client))
 
@@ -194,9 +195,3 @@ class Agent:
 
 class AgentError(FleetgateError):
     """The agent cannot start as asked."""
-
-
-def _jitter(tries: int) -> float:
-    """Full jitter: anywhere up to a doubling bound, which ends at ten minutes; never below half a second."""
-    bound = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** (tries - 1))
-    return max(0.5, bound * secrets.randbelow(1000) / 1000)

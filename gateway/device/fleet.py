@@ -1,81 +1,36 @@
-"""A simulated fleet: each device has its own key, certificate and mutual-TLS connection to the real broker.
+"""A simulated fleet: thousands of devices in one thread, each with its own key and mutual-TLS connection.
 
-One thread serves all devices of a process with one selector around paho's `loop_read`, `loop_write` and
-`loop_misc`. A device says its signed hello, repeats it with a new nonce until it is answered, answers
-challenges, and then stays connected and beats its heart. A connection that is lost stays lost.
+One selector serves every connection, woken by what happens and never by going round: sockets that can be
+read, devices that have something to write, timers, and downloads that are done in a few background threads.
 """
 
 import contextlib
-import secrets
+import hashlib
+import heapq
+import itertools
+import queue
+import resource
 import selectors
-import ssl
-import tempfile
+import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+import httpx
 
-from gateway.device.factory import DeviceCertificate
-from gateway.device.messages import (
-    Presence,
-    Profile,
-    Reply,
-    Result,
-    Voice,
-    load_identity,
-    new_nonce,
-    parse_reply,
-)
-from provisioning.topics import DEFAULT_PREFIX, Up
+from gateway.device.messages import Result
+from gateway.device.simulated import Broker, Outcome, Plan, SimulatedDevice
+from gateway.device.updates import Offer
 
-REPEAT_SECONDS: Final = 10.0
+__all__ = ["Broker", "Fleet", "FleetReport", "Outcome", "Plan"]
+
 MISC_SECONDS: Final = 5.0
 SELECT_SECONDS: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Broker:
-    """Where devices dial."""
-
-    host: str
-    port: int
-    cafile: Path
-    audience: str
-    prefix: str = DEFAULT_PREFIX
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One device, and what is to be expected of it: None means a welcome, else the reason of its refusal."""
-
-    name: str
-    made: DeviceCertificate
-    profile: Profile
-    expected: str | None = None
-    clock_offset_seconds: float = 0.0
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What a device saw."""
-
-    name: str
-    result: str = ""
-    reason: str | None = None
-    product: str | None = None
-    cohort: str | None = None
-    latency_ms: float | None = None
-    hellos: int = 0
-
-    @property
-    def done(self) -> bool:
-        """Whether it was welcomed or refused for good."""
-        return self.result in (Result.WELCOME, Result.REJECTED)
+DOWNLOADERS: Final = 4
+TRIES: Final = 3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,96 +54,15 @@ class FleetReport:
         """Welcomes by product."""
         return Counter(outcome.product or "" for outcome in self.welcomed)
 
+    @property
+    def updates(self) -> Counter[str]:
+        """Offers by how they ended."""
+        return Counter(result for outcome in self.outcomes for result in outcome.updates.values())
+
     def latency_ms(self, share: float) -> float | None:
         """The latency below which `share` (0–1) of the welcomes lie, hello published → reply received."""
         times = sorted(outcome.latency_ms for outcome in self.welcomed if outcome.latency_ms is not None)
         return round(times[min(len(times) - 1, int(len(times) * share))], 3) if times else None
-
-
-class SimulatedDevice:
-    """One device and its connection."""
-
-    def __init__(self, plan: Plan, broker: Broker) -> None:
-        self.plan = plan
-        self.outcome = Outcome(name=plan.name)
-        self._broker = broker
-        identity = load_identity(plan.made.pem, plan.made.key_pem)
-        self._voice = Voice(identity, audience=broker.audience, prefix=broker.prefix, profile=plan.profile)
-        self._nonce = ""
-        self._said_at = 0.0
-        self._challenge: str | None = None
-        self._repeat_at = float("inf")
-        self._beat_at = float("inf")
-        self._heartbeat_seconds = 60.0
-        self.client = self._new_client()
-
-    def _new_client(self) -> paho.Client:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._voice.identity.topic_name,
-            protocol=paho.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        client.tls_set_context(_context(self._broker.cafile, self.plan.made))
-        client.on_connect = self._connected
-        client.on_subscribe = lambda *_: self.say_hello()
-        client.on_message = self._message
-        return client
-
-    def connect(self) -> None:
-        """Connects; raises OSError where the broker does not let it in."""
-        will = self._voice.begin_connection()
-        self.client.will_set(self._voice.topic(Up.PRESENCE), will, qos=1)
-        self.client.connect(self._broker.host, self._broker.port, keepalive=300)
-
-    def leave(self) -> None:
-        """Says goodbye and disconnects."""
-        self.client.publish(self._voice.topic(Up.PRESENCE), self._voice.presence(Presence.OFFLINE), qos=1)
-        self.client.disconnect()
-
-    def say_hello(self) -> None:
-        """Says a new hello."""
-        self._nonce = new_nonce()
-        clock = int((time.time() + self.plan.clock_offset_seconds) * 1000)
-        hello = self._voice.hello(
-            nonce=self._nonce, ts=None if self._challenge else clock, challenge=self._challenge
-        )
-        self._challenge = None
-        self.outcome.hellos += 1
-        self._said_at = time.perf_counter()
-        self._repeat_at = self._said_at + REPEAT_SECONDS * (0.5 + secrets.randbelow(1000) / 1000)
-        self.client.publish(self._voice.topic(Up.HELLO), hello, qos=1)
-
-    def tend(self, now: float) -> None:
-        """Keeps connection and session alive, and repeats a hello that was not answered."""
-        self.client.loop_misc()
-        if now > self._beat_at:
-            self._beat_at = now + self._heartbeat_seconds
-            online = self._voice.presence(Presence.ONLINE)
-            self.client.publish(self._voice.topic(Up.PRESENCE), online, qos=1)
-        if now > self._repeat_at and not self.outcome.done:
-            self.say_hello()
-
-    def _connected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _more: Any) -> None:
-        if not reason.is_failure:
-            client.subscribe(self._voice.reply_topic, 1)
-
-    def _message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        heard_at = time.perf_counter()
-        reply: Reply = parse_reply(bytes(message.payload))
-        if reply.nonce not in (self._nonce, None):
-            return
-        if reply.result == Result.CHALLENGE:
-            self._challenge = reply.challenge
-            self.say_hello()
-            return
-        outcome = self.outcome
-        outcome.result, outcome.reason = str(reply.result), reply.reason
-        outcome.product, outcome.cohort = reply.product, reply.cohort
-        outcome.latency_ms = (heard_at - self._said_at) * 1000
-        if reply.result == Result.WELCOME:
-            self._heartbeat_seconds = reply.heartbeat_seconds or self._heartbeat_seconds
-            self._beat_at = heard_at + self._heartbeat_seconds * (0.5 + secrets.randbelow(500) / 1000)
 
 
 class Fleet:
@@ -197,14 +71,29 @@ class Fleet:
     Args:
         plans: the devices.
         broker: where they dial.
-        connects_per_second: pace of the connects; 0: as fast as they go.
+        connects_per_second: pace of the first connects; 0: as fast as they go.
     """
 
     def __init__(self, plans: Sequence[Plan], broker: Broker, *, connects_per_second: float = 0.0) -> None:
-        self.devices = [SimulatedDevice(plan, broker) for plan in plans]
-        self._pause = 1.0 / connects_per_second if connects_per_second else 0.0
         self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._touched: dict[int, SimulatedDevice] = {}
+        self._dialling: deque[SimulatedDevice] = deque()
+        self._lines: dict[int, tuple[Any, SimulatedDevice]] = {}
+        self._done: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waker, self._wakes = socket.socketpair()
+        for end in (self._waker, self._wakes):
+            end.setblocking(False)
+        self._selector.register(self._wakes, selectors.EVENT_READ, None)
+        self._downloads = ThreadPoolExecutor(DOWNLOADERS, thread_name_prefix="download")
+        self._http = httpx.Client(timeout=30.0, trust_env=False)
         self._next_misc = 0.0
+        self._pause = 1.0 / connects_per_second if connects_per_second else 0.0
+        self._next_dial = 0.0
+        self._closing = False
+        _allow_files(len(plans) + 100)
+        self.devices = [SimulatedDevice(plan, broker, self) for plan in plans]
 
     def run(
         self,
@@ -212,28 +101,21 @@ class Fleet:
         *,
         on_change: Callable[["Fleet"], None] = lambda _: None,
         until_done: bool = True,
+        until: Callable[["Fleet"], bool] = lambda _: True,
     ) -> FleetReport:
         """Connects all, and serves them until each is answered, or the time is over.
 
         Args:
             seconds: time limit.
             on_change: called some twenty times a second, for a view.
-            until_done: end as soon as every device has its answer.
+            until_done: end as soon as every device has its answer, and `until` says so too.
         """
         ends = time.monotonic() + seconds
-        waiting: Iterator[SimulatedDevice] = iter(self.devices)
-        next_connect = time.monotonic()
-        more = True
+        self._dialling.extend(self.devices)
         while time.monotonic() < ends:
-            if more and time.monotonic() >= next_connect:
-                device = next(waiting, None)
-                more = device is not None
-                if device is not None:
-                    self._connect(device)
-                    next_connect += self._pause
-            self.serve(0.0 if more and not self._pause else SELECT_SECONDS)
+            self.serve(SELECT_SECONDS)
             on_change(self)
-            if until_done and not more and all(device.outcome.done for device in self.devices):
+            if until_done and all(device.outcome.done for device in self.devices) and until(self):
                 break
         return self.report()
 
@@ -242,47 +124,142 @@ class Fleet:
         return FleetReport(outcomes=[device.outcome for device in self.devices])
 
     def serve(self, wait_seconds: float) -> None:
-        """One round over all connections."""
-        for key, events in self._selector.select(wait_seconds):
-            client: paho.Client = key.data.client
-            if events & selectors.EVENT_READ:
-                client.loop_read()
-            if client.socket() is None:
-                self._selector.unregister(key.fileobj)
-        now = time.perf_counter()
-        tend = now >= self._next_misc
-        if tend:
+        """One round: whatever is ready, or `wait_seconds` of waiting for it."""
+        self._dial_next()
+        self._write()
+        if self._timers:
+            wait_seconds = min(wait_seconds, max(0.0, self._timers[0][0] - time.monotonic()))
+        if self._dialling:
+            wait_seconds = min(wait_seconds, max(0.0, self._next_dial - time.monotonic()))
+        for key, _ in self._selector.select(wait_seconds):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    self._wakes.recv(4096)
+                continue
+            self._read(key.data)
+        while not self._done.empty():
+            self._done.get()()
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+        if now >= self._next_misc:
             self._next_misc = now + MISC_SECONDS
-        for device in self.devices:
-            if tend and device.client.is_connected():
-                device.tend(now)
-            while device.client.want_write() and device.client.socket() is not None:
-                device.client.loop_write()
+            for _, device in list(self._lines.values()):
+                if device.client is not None:
+                    device.client.loop_misc()
+                    self.touched(device)
+        self._write()
 
     def close(self) -> None:
         """Every device says goodbye."""
+        self._closing = True
         for device in self.devices:
-            if device.client.is_connected():
-                device.leave()
-        for device in self.devices:
-            with contextlib.suppress(OSError, ValueError):
-                while device.client.want_write() and device.client.socket() is not None:
-                    device.client.loop_write()
+            device.leave()
+        self._write()
         self._selector.close()
+        self._downloads.shutdown(wait=True, cancel_futures=True)
+        self._http.close()
+        for end in (self._waker, self._wakes):
+            end.close()
 
-    def _connect(self, device: SimulatedDevice) -> None:
+    # --- What devices ask for
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        """Calls `act` once, after so long."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), act))
+
+    def dial(self, device: SimulatedDevice) -> None:
+        """Connects a device when its turn comes."""
+        if device.client is None and not self._closing:
+            self._dialling.append(device)
+
+    def touched(self, device: SimulatedDevice) -> None:
+        """Says that a device has something to write."""
+        self._touched[id(device)] = device
+
+    def download(self, offer: Offer, then: Callable[[bool], None]) -> None:
+        """Gets and checks every artifact of an offer in the background."""
+
+        def work() -> None:
+            ok = all(self._fetch(one.url, one.sha256) for one in offer.artifacts)
+            self._done.put(lambda: then(ok))
+            with contextlib.suppress(OSError):
+                self._waker.send(b"x")
+
+        self._downloads.submit(work)
+
+    def _fetch(self, url: str, sha256: str) -> bool:
+        for _ in range(TRIES):
+            found = hashlib.sha256()
+            try:
+                with self._http.stream("GET", url) as response:
+                    if response.status_code == 429:
+                        time.sleep(float(response.headers.get("retry-after", "1")) / 4)
+                        continue
+                    response.raise_for_status()
+                    for chunk in response.iter_bytes():
+                        found.update(chunk)
+            except httpx.HTTPError:
+                continue
+            return found.hexdigest() == sha256
+        return False
+
+    # --- Connections
+
+    def _dial_next(self) -> None:
+        now = time.monotonic()
+        if not self._dialling or now < self._next_dial:
+            return
+        self._next_dial = max(self._next_dial, now - 1.0) + self._pause
+        device = self._dialling.popleft()
+        if device.client is not None:
+            return
         try:
             device.connect()
-        except OSError as error:
-            device.outcome.result, device.outcome.reason = str(Result.REJECTED), f"broker: {error}"
+        except OSError:
+            device.lost()
             return
-        self._selector.register(device.client.socket(), selectors.EVENT_READ, device)  # type: ignore[arg-type]
+        line = None if device.client is None else device.client.socket()
+        if line is None:  # closed by the broker while the CONNECT was written
+            device.lost()
+            return
+        self._selector.register(line, selectors.EVENT_READ, device)
+        self._lines[id(device)] = (line, device)
+        self.touched(device)
+
+    def _read(self, device: SimulatedDevice) -> None:
+        client = device.client
+        if client is None:
+            return
+        while client.loop_read() == 0 and client.socket() is not None:
+            pending = getattr(client.socket(), "pending", None)
+            if pending is None or pending() == 0:
+                break
+        self.touched(device)
+
+    def _write(self) -> None:
+        while self._touched:
+            _, device = self._touched.popitem()
+            client = device.client
+            if client is None:
+                continue
+            while client.socket() is not None and client.want_write():
+                if client.loop_write() != 0:
+                    break
+            line = client.socket()
+            if line is None or line.fileno() < 0:
+                self._forget(device)
+
+    def _forget(self, device: SimulatedDevice) -> None:
+        line, _ = self._lines.pop(id(device), (None, None))
+        if line is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(line)
+        device.lost()
 
 
-def _context(cafile: Path, made: DeviceCertificate) -> ssl.SSLContext:
-    """The device's TLS context; OpenSSL reads certificates from files alone, so they live for a moment in one."""
-    context = ssl.create_default_context(cafile=str(cafile))
-    with tempfile.TemporaryDirectory() as folder:
-        cert, key = made.write(Path(folder))
-        context.load_cert_chain(cert, key)
-    return context
+def _allow_files(count: int) -> None:
+    """Raises the limit of open files as far as this account may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count + 256:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 256)), hard))

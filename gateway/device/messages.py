@@ -160,6 +160,11 @@ class Voice:
         """Where the gateway answers."""
         return f"{self.prefix}/{self.identity.topic_name}/reply"
 
+    @property
+    def offer_topic(self) -> str:
+        """Where the gateway offers firmware."""
+        return f"{self.prefix}/{self.identity.topic_name}/offer"
+
     def topic(self, verb: Up) -> str:
         """Where this device says `verb`."""
         return f"{self.prefix}/{self.identity.topic_name}/{verb}"
@@ -281,6 +286,21 @@ def new_word() -> str:
 def new_nonce() -> str:
     """A nonce for one hello: 96 random bits in base64url."""
     return secrets.token_urlsafe(12)
+
+
+FIRST_WAIT_SECONDS: Final = 5.0
+LONGEST_WAIT_SECONDS: Final = 600.0
+
+
+def full_jitter(tries: int, *, first: float = FIRST_WAIT_SECONDS) -> float:
+    """Seconds to wait: anywhere up to a bound that doubles with each try and ends at ten minutes."""
+    bound = min(LONGEST_WAIT_SECONDS, first * 2.0 ** min(tries - 1, 16))
+    return max(min(first, 0.5), bound * secrets.randbelow(1000) / 1000)
+
+
+def spread(seconds: float) -> float:
+    """A wait that the gateway asked for, and up to a fifth more, so that a herd does not come back at once."""
+    return seconds * (1.0 + secrets.randbelow(200) / 1000)
 
 
 def parse_reply(data: bytes) -> Reply:

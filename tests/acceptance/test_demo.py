@@ -19,7 +19,7 @@ def fleetgate(*arguments: str, directory: Path) -> "subprocess.CompletedProcess[
     )
 
 
-def test_sixty_devices_of_three_products_are_provisioned_and_the_intruder_is_not(tmp_path: Path) -> None:
+def test_sixty_devices_are_provisioned_and_updated_and_the_intruder_is_not(tmp_path: Path) -> None:
     ended = fleetgate(
         "demo", "--headless", "--devices", "60", "--seconds", "60", "--json", directory=tmp_path / "demo"
     )
@@ -31,7 +31,12 @@ def test_sixty_devices_of_three_products_are_provisioned_and_the_intruder_is_not
     assert answer["devices"]["refused"] == {"identifier_pattern": 1}
     assert set(answer["devices"]["by_product"].values()) == {20}
     assert 0 < answer["latency_ms"]["p50"] <= answer["latency_ms"]["p99"]
-    assert answer["invariants"]["ok"]
+    assert answer["attempts"] == {"failed": 1, "rejected": 1, "rolled_back": 1, "succeeded": 57}
+    assert {(rollout["state"], rollout["version"]) for rollout in answer["rollouts"]} == {("completed", "2.0.0")}
+    assert len(answer["rollouts"]) == 6
+    assert answer["invariants"] == {
+        "ok": True, "checked": ["I1", "I2", "I3", "I4", "I5", "I6", "I9"], "breaches": [],
+    }  # fmt: skip
 
 
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""An offer as a careful device sees it: read, verified against pinned keys, and refused with a word (protocol 14).
+
+Pure: what is trusted, what runs and what was ever installed are arguments. `slots` keeps them for the agent,
+`simulated` in memory for the fleet.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from provisioning.bundles import (
+    BundleStatement,
+    check_floor,
+    check_forward,
+    check_hardware,
+    verify_statement,
+)
+from provisioning.errors import MessageError, RejectReason, VerificationError
+from provisioning.ids import KeyId
+
+_WORDS: Final = {RejectReason.BUNDLE_PRODUCT: "wrong_product"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferedArtifact:
+    """Where an artifact is, and what it must be."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """An offer as sent; nothing in it is proven but what `statement` says once it is verified."""
+
+    offer_id: str
+    revision: int
+    cancelled: bool = False
+    version: str = ""
+    statement: bytes = b""
+    artifacts: tuple[OfferedArtifact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What a device was made with, and what it has become.
+
+    Attributes:
+        keys: SPKI by id of the keys that may sign its firmware; pinned, they never come from the gateway.
+        product: the product that the welcome named.
+        running_seq, highest_seq: of the running image, and of the newest that ever ran here.
+    """
+
+    keys: Mapping[KeyId, bytes]
+    product: str
+    hardware_model: str
+    hardware_revision: str
+    running_seq: int
+    highest_seq: int
+
+
+class RefusedOfferError(Exception):
+    """An offer that the device does not take; `reason` is what it reports."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def parse_offer(document: object) -> Offer | None:
+    """Takes an offer apart; None where it is none."""
+    if not isinstance(document, dict):
+        return None
+    try:
+        return Offer(
+            offer_id=str(document["offer_id"]),
+            revision=int(document["revision"]),
+            cancelled=bool(document.get("cancelled", False)),
+            version=str(document.get("version", "")),
+            statement=json.dumps(document.get("statement", {})).encode(),
+            artifacts=tuple(_artifact(one) for one in document.get("artifacts", ())),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def check_offer(offer: Offer, trust: Trust) -> BundleStatement:
+    """Proves an offer's statement, and that the device may install it; its artifacts must be the statement's.
+
+    Raises:
+        RefusedOfferError: with the word to report.
+    """
+    try:
+        statement = verify_statement(offer.statement, trust.keys, product=trust.product)
+    except (MessageError, VerificationError) as error:
+        raise RefusedOfferError(_WORDS.get(error.reason, "statement_invalid"), error.detail) from error
+    for rule, word in (
+        (check_forward(statement, max(trust.running_seq, trust.highest_seq - 1)), "not_above_installed"),
+        (check_hardware(statement, trust.hardware_model, trust.hardware_revision), "wrong_hardware"),
+        (check_floor(statement, trust.running_seq), "not_above_installed"),
+    ):
+        if rule.passed is False:
+            raise RefusedOfferError(word, rule.detail)
+    offered = {(one.name, one.size, one.sha256) for one in offer.artifacts}
+    signed = {(one.name, one.size, one.sha256) for one in statement.artifacts}
+    if offered != signed:
+        raise RefusedOfferError("statement_invalid", "the artifacts are not those of the signed statement")
+    return statement
+
+
+def _artifact(document: Any) -> OfferedArtifact:
+    return OfferedArtifact(
+        name=str(document["name"]),
+        url=str(document["url"]),
+        size=int(document["size"]),
+        sha256=str(document["sha256"]),
+    )
