@@ -13,7 +13,7 @@ from gateway.cli.output import print_line
 from gateway.demo.script import PRODUCTS
 from gateway.device.fleet import FleetReport
 
-BAR: Final = 30
+BAR: Final = 24
 _BAD: Final = ("failed", "rolled_back", "rejected", "timed_out")
 _FLYING: Final = (
     "offered", "accepted", "downloading", "downloaded", "verified", "waiting", "installing", "rebooting",
@@ -73,7 +73,7 @@ def _rollouts(rollouts: Sequence[Mapping[str, Any]], report: FleetReport) -> Tab
     cohorts = Counter((outcome.product, outcome.cohort) for outcome in report.welcomed)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in ("rollout", "state", "progress", ""):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column != "")
     for rollout in sorted(rollouts, key=lambda one: (one["product"], one["cohort"])):
         states = rollout["attempts"]
         whole = max(1, cohorts[rollout["product"], rollout["cohort"]], sum(states.values()))

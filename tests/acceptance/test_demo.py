@@ -32,7 +32,9 @@ def test_sixty_devices_are_provisioned_and_updated_and_the_intruder_is_not(tmp_p
     assert set(answer["devices"]["by_product"].values()) == {20}
     assert 0 < answer["latency_ms"]["p50"] <= answer["latency_ms"]["p99"]
     assert answer["attempts"] == {"failed": 1, "rejected": 1, "rolled_back": 1, "succeeded": 57}
-    assert {(rollout["state"], rollout["version"]) for rollout in answer["rollouts"]} == {("completed", "2.0.0")}
+    assert {(rollout["state"], rollout["version"]) for rollout in answer["rollouts"]} == {
+        ("completed", "2.0.0")
+    }
     assert len(answer["rollouts"]) == 6
     assert answer["invariants"] == {
         "ok": True, "checked": ["I1", "I2", "I3", "I4", "I5", "I6", "I9"], "breaches": [],

@@ -1,7 +1,6 @@
 """The second half of the main job: a device is offered what it should run, gets it, and proves it runs it."""
 
 import hashlib
-import itertools
 import json
 import secrets
 from collections.abc import Iterator
@@ -11,24 +10,20 @@ from typing import Any
 import httpx
 import pytest
 from broker_fixtures import DEADLINE_SECONDS, wait_until
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from databases import new_url
+from firmware import KEY, KEYS, attempts_of, make_product, push, roll_out, state_of
 from running import Running, TestDevice, random_name, running_gateway
 
-from gateway.operations import bundles, devices, rollouts
+from gateway.operations import devices, rollouts
 from provisioning.attempts import AttemptState
-from provisioning.bundles import Artifact, BundleStatement, verify_statement
+from provisioning.bundles import BundleStatement, verify_statement
 from provisioning.bundles import sign_statement as sign
-from provisioning.envelope import key_id_of, spki_of
 from provisioning.errors import FleetgateError
 from provisioning.rollouts import Plan, RolloutState
 from provisioning.topics import Up
 from store.times import now_utc
 from store.verify import verify
-
-KEY = ec.generate_private_key(ec.SECP256R1())
-SEQUENCE = itertools.count(1)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -44,66 +39,6 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def sensor(running: Running) -> str:
     """A product of the test's own: no other test's devices take its slots."""
     return make_product(running, "sensor")
-
-
-def make_product(running: Running, stem: str) -> str:
-    name = f"{stem}-{secrets.token_hex(4)}"
-    running.product(name, cohort_rules=[{"hardware": {"model": "lab-*"}, "cohort": "canary"}])
-    pem = KEY.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    bundles.add_key(running.desk, running.principal, product=name, name="first", pem=pem.decode())
-    return name
-
-
-def push(running: Running, product: str, **changes: Any) -> BundleStatement:
-    """A bundle of one artifact, pushed over the API."""
-    content = secrets.token_bytes(5000)
-    number = next(SEQUENCE)
-    statement = BundleStatement(
-        **(
-            {
-                "product": product,
-                "version": f"1.{number}.0",
-                "bundle_seq": number,
-                "artifacts": (
-                    Artifact(name="image.bin", size=len(content), sha256=hashlib.sha256(content).hexdigest()),
-                ),
-            }
-            | changes
-        )
-    )
-    with running.api() as api:
-        place = f"/api/v1/products/{product}"
-        sent = api.put(f"{place}/artifacts/{statement.artifacts[0].sha256}", content=content)
-        assert sent.status_code == 204, sent.text
-        answer = api.post(f"{place}/bundles", json={"envelope": sign(KEY, statement).decode()})
-        assert answer.status_code == 201, answer.text
-    return statement
-
-
-def roll_out(
-    running: Running, product: str, version: str, *cohorts: str, **plan: Any
-) -> rollouts.RolloutView:
-    made = rollouts.create(
-        running.desk,
-        running.principal,
-        product=product,
-        version=version,
-        cohorts=cohorts or ("main",),
-        plan=Plan(**plan),
-        start_at=None,
-    )
-    wait_until(lambda: state_of(running, made[0]) is not RolloutState.SCHEDULED, "the rollout starts")
-    return made[0]
-
-
-def state_of(running: Running, view: rollouts.RolloutView) -> RolloutState:
-    return rollouts.load(running.desk, running.principal, view.rollout.id).rollout.state
-
-
-def attempts_of(running: Running, view: rollouts.RolloutView) -> dict[str, int]:
-    return rollouts.load(running.desk, running.principal, view.rollout.id).attempts
 
 
 class FirmwareDevice(TestDevice):
@@ -170,8 +105,7 @@ def test_one_connection_from_factory_fresh_to_the_right_firmware(
     view = roll_out(running, sensor, statement.version)
     device = fresh(sensor, version="0.9.0", stays=False)
     offer = device.greet()["offer"]
-    keys = {key_id_of(KEY.public_key()): spki_of(KEY.public_key())}
-    assert verify_statement(json.dumps(offer["statement"]).encode(), keys, product=sensor) == statement
+    assert verify_statement(json.dumps(offer["statement"]).encode(), KEYS, product=sensor) == statement
     (artifact,) = offer["artifacts"]
     content = httpx.get(artifact["url"]).raise_for_status().content
     assert hashlib.sha256(content).hexdigest() == statement.artifacts[0].sha256

@@ -1,0 +1,131 @@
+"""Gets the artifacts of a verified offer and puts them into the spare slot; runs beside the connection.
+
+A download that broke goes on where it stopped (`Range` with `If-Range`, RFC 9110 §13.1.5), also after a
+reboot. Nothing is installed before every artifact has the digest that was signed.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from gateway.device.slots import Slots
+from gateway.device.updates import Offer, OfferedArtifact
+from provisioning.bundles import BundleStatement
+
+TRIES: Final = 5
+PAUSE_SECONDS: Final = 1.0
+Tell = Callable[[str, dict[str, Any]], None]
+"""Told each step: its state, and members of the progress message beside it."""
+
+
+class InstallError(Exception):
+    """The update ends here; `reason` is the word to report."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Installer:
+    """One update.
+
+    Args:
+        slots: where it goes.
+        offer: with addresses; `statement` is what was verified.
+        tell: called from this thread.
+        stopping: ends it between two chunks; what has come stays for the next time.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        offer: Offer,
+        statement: BundleStatement,
+        tell: Tell,
+        stopping: threading.Event,
+    ) -> None:
+        self._slots = slots
+        self._offer = offer
+        self._statement = statement
+        self._tell = tell
+        self._stopping = stopping
+
+    def run(self) -> None:
+        """Downloads, verifies, installs.
+
+        Raises:
+            InstallError: it ended otherwise.
+        """
+        whole = sum(artifact.size for artifact in self._offer.artifacts)
+        if shutil.disk_usage(self._slots.directory).free < 2 * whole:
+            raise InstallError("no_space", f"{whole} bytes are offered, twice as many must be free")
+        self._tell("downloading", {"percent": 0})
+        files = [self._fetch(artifact) for artifact in self._offer.artifacts]
+        self._tell("downloaded", {})
+        for file, artifact in zip(files, self._offer.artifacts, strict=True):
+            if _digest(file) != artifact.sha256:
+                file.unlink()
+                raise InstallError("digest_mismatch", f"{artifact.name} is not what was signed")
+        self._tell("verified", {})
+        self._tell("installing", {"percent": 0})
+        target = self._slots.path(self._slots.spare)
+        for old in target.iterdir():
+            old.unlink()
+        for file, artifact in zip(files, self._offer.artifacts, strict=True):
+            file.replace(target / artifact.name)
+
+    def _fetch(self, artifact: OfferedArtifact) -> Path:
+        file = self._slots.downloads / artifact.sha256
+        if file.exists() and file.stat().st_size == artifact.size:
+            return file
+        part = file.with_suffix(".part")
+        last = "no answer"
+        for _ in range(TRIES):
+            try:
+                self._fetch_once(artifact, part)
+                if part.stat().st_size == artifact.size:
+                    part.replace(file)
+                    return file
+                last = f"{part.stat().st_size} of {artifact.size} bytes"
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in (403, 404, 410):
+                    raise InstallError("url_refused", _word_of(error.response)) from error
+                last = str(error)
+            except httpx.HTTPError as error:
+                last = str(error)
+            if self._stopping.wait(PAUSE_SECONDS):
+                break
+        raise InstallError("download_failed", f"{artifact.name}: {last}")
+
+    def _fetch_once(self, artifact: OfferedArtifact, part: Path) -> None:
+        have = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={have}-", "If-Range": f'"{artifact.sha256}"'} if have else {}
+        with httpx.stream("GET", artifact.url, headers=headers, timeout=30.0, trust_env=False) as answer:
+            answer.raise_for_status()
+            with part.open("ab" if answer.status_code == 206 else "wb") as output:
+                for chunk in answer.iter_bytes():
+                    output.write(chunk)
+                    if self._stopping.is_set():
+                        return
+
+
+def _digest(file: Path) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as source:
+        while chunk := source.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _word_of(answer: httpx.Response) -> str:
+    with contextlib.suppress(ValueError, httpx.HTTPError):
+        answer.read()
+        return str(answer.json().get("type", "")).rpartition(":")[2]
+    return str(answer.status_code)
