@@ -70,6 +70,7 @@ REASONS: Final = frozenset(
         "not_above_installed",
         "wrong_product",
         "wrong_hardware",
+        "below_floor",
         "no_space",
         "install_failed",
         "boot_failed",

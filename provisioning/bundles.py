@@ -1,89 +1,68 @@
 """Bundles: an immutable, ordered set of artifacts of one product, under a signed statement (protocol, section 13).
 
-Decides whether bytes are such a statement, whose word it is, and whether a product may take it in; and, for
-devices and offers alike, whether a bundle fits. The statement is a DSSE envelope of its own: the same signed
-bytes travel from the operator's machine to the device, and the gateway only stands in between.
+Decides whether a product may take a bundle in; and, for devices and offers alike, whether a bundle fits. What the
+statement says and who signed it is read and proven in `statements`, whose names are here too.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Final
-
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from dataclasses import dataclass
+from typing import Any, Final
 
 from provisioning.decision import Rule, first_failed
-from provisioning.envelope import (
-    Envelope,
-    PrivateKey,
-    PublicKey,
-    load_spki,
-    parse_envelope,
-    sign_envelope,
-    verify_envelope,
-)
+from provisioning.envelope import load_spki, verify_envelope
 from provisioning.errors import MessageError, RejectReason, VerificationError
 from provisioning.ids import BundleId, KeyId, ProductId
-from provisioning.strictjson import parse_json
+from provisioning.statements import (
+    MAX_ARTIFACT_BYTES,
+    MAX_ARTIFACTS,
+    MAX_STATEMENT_BYTES,
+    STATEMENT_TYPE,
+    STATEMENT_VERSION,
+    Artifact,
+    BundleStatement,
+    Hardware,
+    StatementCheck,
+    check_artifact,
+    check_bundle_key,
+    check_statement,
+    digest_of,
+    parse_statement,
+    read_envelope,
+    sign_payload,
+    sign_statement,
+    verify_statement,
+)
 
-STATEMENT_TYPE: Final = "application/vnd.fleetgate.bundle.v1+json"
-STATEMENT_VERSION: Final = 1
-MAX_STATEMENT_BYTES: Final = 6 * 1024
-"""A welcome carries the statement in base64 and an address for each artifact, within 16 KiB."""
-MAX_ARTIFACTS: Final = 8
-MAX_ARTIFACT_BYTES: Final = 1 << 40
-
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$")]
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-HardwareWord = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """A file, by its content. `size` in bytes, `sha256` in 64 lower-case hex digits."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """Hardware that a bundle is for; no `revisions`: every one."""
-
-    model: str
-    revisions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleStatement:
-    """What the signer says.
-
-    Attributes:
-        product: its name; a statement is worth nothing for another product.
-        version: for people, unique within the product.
-        bundle_seq: the order of the product's bundles; it only ever grows.
-        hardware: what it is for; empty: any.
-        floor: the lowest `bundle_seq` from which a device may come to this one; None: from any.
-        created_at: milliseconds UTC by the signer's clock; for people.
-    """
-
-    product: str
-    version: str
-    bundle_seq: int
-    artifacts: tuple[Artifact, ...]
-    hardware: tuple[Hardware, ...] = ()
-    floor: int | None = None
-    notes: str = ""
-    created_at: int = 0
-
-    def encode(self) -> bytes:
-        """The payload to sign: JSON, UTF-8. Signed as these very bytes, so its spelling does not matter."""
-        document = {"v": STATEMENT_VERSION, **asdict(self)}
-        return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+__all__ = [
+    "MAX_ARTIFACTS",
+    "MAX_ARTIFACT_BYTES",
+    "MAX_STATEMENT_BYTES",
+    "REFUSAL_WORDS",
+    "STATEMENT_TYPE",
+    "STATEMENT_VERSION",
+    "Artifact",
+    "Bundle",
+    "BundleStatement",
+    "Hardware",
+    "PushDecision",
+    "PushFacts",
+    "StatementCheck",
+    "TrustedKey",
+    "check_artifact",
+    "check_bundle_key",
+    "check_floor",
+    "check_forward",
+    "check_hardware",
+    "check_statement",
+    "check_update",
+    "decide_push",
+    "digest_of",
+    "parse_statement",
+    "read_envelope",
+    "sign_payload",
+    "sign_statement",
+    "verify_statement",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,140 +133,6 @@ class PushDecision:
         return first_failed(self.rules)
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
-
-
-class _ArtifactWire(_Wire):
-    name: FileName
-    size: Annotated[int, Field(ge=1, le=MAX_ARTIFACT_BYTES)]
-    sha256: Sha256
-
-
-class _HardwareWire(_Wire):
-    model: HardwareWord
-    revisions: Annotated[list[HardwareWord], Field(max_length=32)] = Field(default_factory=list)
-
-
-class _StatementWire(_Wire):
-    product: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
-    version: Word
-    bundle_seq: Annotated[int, Field(ge=1, le=(1 << 53) - 1)]
-    artifacts: Annotated[list[_ArtifactWire], Field(min_length=1, max_length=MAX_ARTIFACTS)]
-    hardware: Annotated[list[_HardwareWire], Field(max_length=32)] = Field(default_factory=list)
-    floor: Annotated[int, Field(ge=1, le=(1 << 53) - 1)] | None = None
-    notes: Annotated[str, StringConstraints(max_length=1024)] = ""
-    created_at: Annotated[int, Field(ge=0)] = 0
-
-
-def parse_statement(payload: bytes) -> BundleStatement:
-    """Reads a signed payload, unproven.
-
-    Raises:
-        MessageError: BUNDLE_MALFORMED, naming the member at fault; MALFORMED_JSON, MESSAGE_TOO_LARGE.
-    """
-    document = parse_json(payload, MAX_STATEMENT_BYTES)
-    if not isinstance(document, dict) or document.get("v") != STATEMENT_VERSION:
-        raise MessageError(
-            RejectReason.BUNDLE_MALFORMED, f"expected a JSON object with v {STATEMENT_VERSION}"
-        )
-    try:
-        wire = _StatementWire.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise MessageError(RejectReason.BUNDLE_MALFORMED, f"{place}: {first['msg']}") from error
-    names = [artifact.name for artifact in wire.artifacts]
-    if len(set(names)) != len(names):
-        raise MessageError(RejectReason.BUNDLE_MALFORMED, "artifacts: two have the same name")
-    return BundleStatement(
-        product=wire.product,
-        version=wire.version,
-        bundle_seq=wire.bundle_seq,
-        artifacts=tuple(Artifact(name=a.name, size=a.size, sha256=a.sha256) for a in wire.artifacts),
-        hardware=tuple(Hardware(model=h.model, revisions=tuple(h.revisions)) for h in wire.hardware),
-        floor=wire.floor,
-        notes=wire.notes,
-        created_at=wire.created_at,
-    )
-
-
-def sign_statement(key: PrivateKey, statement: BundleStatement) -> bytes:
-    """The envelope of a statement, as it is pushed and as devices get it.
-
-    Raises:
-        VerificationError: KEY_NOT_ALLOWED, the key is neither P-256 nor Ed25519.
-    """
-    check_bundle_key(key.public_key())
-    return sign_envelope(key, STATEMENT_TYPE, statement.encode())
-
-
-def check_bundle_key(key: PublicKey) -> None:
-    """Refuses keys that may not sign bundles: devices must be able to verify with little.
-
-    Raises:
-        VerificationError: KEY_NOT_ALLOWED.
-    """
-    match key:
-        case ed25519.Ed25519PublicKey():
-            return
-        case ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP256R1):
-            return
-    raise VerificationError(RejectReason.KEY_NOT_ALLOWED, "bundles are signed by P-256 or Ed25519 keys")
-
-
-def digest_of(payload: bytes) -> str:
-    """What a bundle is: the SHA-256 of its signed payload, in hex."""
-    return hashlib.sha256(payload).hexdigest()
-
-
-def read_envelope(data: bytes) -> Envelope:
-    """Takes a statement's envelope apart, unproven.
-
-    Raises:
-        MessageError: BUNDLE_UNSIGNED, it is a statement without an envelope; BUNDLE_MALFORMED, MALFORMED_JSON,
-            MALFORMED_ENVELOPE, MESSAGE_TOO_LARGE.
-    """
-    document = parse_json(data, 2 * MAX_STATEMENT_BYTES)
-    if isinstance(document, dict) and "payload" not in document and "artifacts" in document:
-        raise MessageError(
-            RejectReason.BUNDLE_UNSIGNED, "this is the statement alone; `fleetgate bundle sign` signs it"
-        )
-    envelope = parse_envelope(data, 2 * MAX_STATEMENT_BYTES)
-    if envelope.payload_type != STATEMENT_TYPE:
-        raise MessageError(RejectReason.BUNDLE_MALFORMED, f"payloadType must be {STATEMENT_TYPE}")
-    return envelope
-
-
-def verify_statement(data: bytes, keys: Mapping[KeyId, bytes], *, product: str) -> BundleStatement:
-    """Proves a bundle statement, as a device does with the keys that it was made with.
-
-    Args:
-        data: the envelope.
-        keys: SPKI by key id of those that may sign for this product.
-        product: the product it must be for.
-
-    Raises:
-        MessageError: as `read_envelope` and `parse_statement`.
-        VerificationError: SIGNING_KEY_UNKNOWN, BAD_SIGNATURE, KEY_NOT_ALLOWED, BUNDLE_PRODUCT.
-    """
-    envelope = read_envelope(data)
-    spki = keys.get(envelope.key_id)
-    if spki is None:
-        raise VerificationError(
-            RejectReason.SIGNING_KEY_UNKNOWN, f"signed by {envelope.key_id}, which is not trusted here"
-        )
-    key = load_spki(spki)
-    check_bundle_key(key)
-    verify_envelope(envelope, key)
-    statement = parse_statement(envelope.payload)
-    if statement.product != product:
-        raise VerificationError(
-            RejectReason.BUNDLE_PRODUCT, f"the bundle is of product {statement.product!r}, not {product!r}"
-        )
-    return statement
-
-
 def decide_push(data: bytes, facts: PushFacts) -> PushDecision:
     """Whether a product takes a bundle in; the rules say why, and stop at the first that fails.
 
@@ -323,7 +168,9 @@ def decide_push(data: bytes, facts: PushFacts) -> PushDecision:
     ):  # fmt: skip
         return PushDecision(rules=tuple(rules))
     try:
-        verify_envelope(envelope, load_spki(key.spki))
+        public = load_spki(key.spki)
+        check_bundle_key(public)
+        verify_envelope(envelope, public)
         statement = parse_statement(envelope.payload)
     except (MessageError, VerificationError) as error:
         name = "statement" if isinstance(error, MessageError) else "signature"
@@ -408,6 +255,57 @@ def check_forward(statement: BundleStatement, highest_seq: int) -> Rule:
         name="forward",
         passed=statement.bundle_seq > highest_seq,
         detail=f"bundle {statement.bundle_seq}, the device has had {highest_seq}",
+    )
+
+
+REFUSAL_WORDS: Final[Mapping[str, str]] = {
+    "product": "wrong_product",
+    "forward": "not_above_installed",
+    "hardware": "wrong_hardware",
+    "floor": "below_floor",
+}
+"""What a device reports where one of the rules of `check_update` refuses."""
+
+
+def check_update(
+    statement: BundleStatement,
+    *,
+    product: str,
+    model: str,
+    revision: str,
+    highest_seq: int,
+    running_seq: int,
+) -> tuple[Rule, ...]:
+    """Whether a device may install a bundle whose statement it has verified; the rules stop at the first that fails.
+
+    Args:
+        statement: from `verify_statement`.
+        product: the device's own, by its certificate.
+        model, revision: its hardware.
+        highest_seq: the highest `bundle_seq` that was ever installed on it, 0 for none. Kept across rollbacks:
+            who holds an old signed bundle cannot take the device back to it.
+        running_seq: that of the running image, 0 where it came from no bundle. Below `highest_seq` after a
+            rollback.
+    """
+    rules: list[Rule] = []
+    for rule in (
+        _check_product(statement, product),
+        check_forward(statement, highest_seq),
+        check_hardware(statement, model, revision),
+        check_floor(statement, running_seq),
+    ):
+        refused = first_failed(rules) is not None
+        rules.append(Rule(name=rule.name, passed=None, detail="not reached") if refused else rule)
+    return tuple(rules)
+
+
+def _check_product(statement: BundleStatement, product: str) -> Rule:
+    ok = statement.product == product
+    return Rule(
+        name="product",
+        passed=ok,
+        detail=f"it is for {product}" if ok else f"it is for product {statement.product!r}, not {product!r}",
+        reason=None if ok else RejectReason.BUNDLE_PRODUCT,
     )
 
 

@@ -1,38 +1,55 @@
 """`fleetgate bundle`: made and signed on this machine, then pushed; the private key never leaves it."""
 
 import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from cryptography.hazmat.primitives import serialization
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from gateway.cli.api import ConfigOption, open_api
 from gateway.cli.files import read_file, write_file
-from gateway.cli.key import load_private
-from gateway.cli.output import JsonOption, print_object, print_rows, say
+from gateway.cli.key import load_private, load_public
+from gateway.cli.output import (
+    ExitCode,
+    JsonOption,
+    print_json,
+    print_line,
+    print_object,
+    print_rows,
+    say,
+    text_of,
+)
 from gateway.cli.product import ProductArgument
 from provisioning.bundles import (
     Artifact,
     BundleStatement,
     Hardware,
+    check_artifact,
+    check_statement,
     digest_of,
     parse_statement,
     read_envelope,
-    sign_statement,
-    verify_statement,
+    sign_payload,
 )
-from provisioning.envelope import check_signing_key, key_id_of, spki_of
-from provisioning.errors import InvalidError, RejectReason, SetupError, VerificationError
+from provisioning.decision import Rule, first_failed
+from provisioning.envelope import key_id_of, spki_of
+from provisioning.errors import InvalidError, MessageError, RejectReason, SetupError
 from store.blobs import read_chunks
 
 app = typer.Typer(no_args_is_help=True, help="Bundles: artifacts under a signed statement.")
 SIGNED_SUFFIX: Final = ".bundle"
-StatementFile = Annotated[Path, typer.Argument(help="The statement that `bundle create` wrote.")]
+STATEMENT_SUFFIX: Final = ".json"
+_MARKS: Final[Mapping[bool | None, str]] = {True: "ok  ", False: "NO  ", None: "–   "}
+StatementFile = Annotated[
+    Path,
+    typer.Argument(help="The statement that `bundle create` wrote; or a *.bundle, to sign it again."),
+]
 EnvelopeFile = Annotated[Path, typer.Argument(help="The signed statement, *.bundle.")]
 FilesOption = Annotated[
     Path | None, typer.Option("--files", help="Folder of the artifacts. [default: that of the statement]")
@@ -61,21 +78,24 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Write the statement of a bundle: what it is made of. Nothing is signed or sent yet."""
-    statement = BundleStatement(
+    target = output or files[0].parent / f"{product}-{version}{STATEMENT_SUFFIX}"
+    _check_places(files, target)
+    planned = BundleStatement(
         product=product,
         version=version,
         bundle_seq=sequence,
-        artifacts=tuple(_measure(file) for file in files),
+        artifacts=tuple(Artifact(name=file.name, size=1, sha256="0" * 64) for file in files),
         hardware=_hardware(hardware or []),
         floor=floor,
         notes=notes,
         created_at=int(datetime.now(UTC).timestamp() * 1000),
     )
-    parse_statement(statement.encode())  # what the gateway would refuse is refused here
-    target = output or files[0].parent / f"{product}-{version}.json"
-    write_file(target, statement.encode())
+    _check(planned)  # before a gigabyte is read
+    statement = replace(planned, artifacts=tuple(_measure(file) for file in files))
+    payload = _check(statement)
+    write_file(target, payload)
     say(f"next: fleetgate bundle sign {target} --key KEY")
-    print_object(_shown(statement, target), as_json=as_json)
+    print_object(_shown(statement, digest_of(payload), target), as_json=as_json)
 
 
 @app.command()
@@ -87,36 +107,48 @@ def sign(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sign a statement."""
+    """Sign a statement, as it is written. Signing again replaces the *.bundle; the content stays the same."""
     payload = read_file(statement)
-    signed = sign_statement(load_private(key), parse_statement(payload))
-    target = output or statement.with_suffix(SIGNED_SUFFIX)
+    if statement.suffix == SIGNED_SUFFIX:
+        payload = read_envelope(payload).payload
+    signed = sign_payload(load_private(key), payload)
+    read = parse_statement(payload)
+    target = output or _signed_name(statement)
+    artifacts = [statement.parent / one.name for one in read.artifacts]
+    _check_target(target, [key, *artifacts, *([] if statement.suffix == SIGNED_SUFFIX else [statement])])
     write_file(target, signed)
     say(f"next: fleetgate bundle push {target}")
-    print_object(_shown(parse_statement(read_envelope(signed).payload), target), as_json=as_json)
+    print_object(_shown(read, digest_of(payload), target), as_json=as_json)
 
 
 @app.command("verify")
 def verify_(
     envelope: EnvelopeFile,
     key: Annotated[Path, typer.Option(help="Public key that must have signed it: FILE.pub.")],
+    product: Annotated[
+        str | None, typer.Option(help="The product that it must be for. [default: any]")
+    ] = None,
     files: FilesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify signature and artifacts, as a device does."""
-    data = read_file(envelope)
-    public = check_signing_key(serialization.load_pem_public_key(read_file(key)))
-    unproven = parse_statement(read_envelope(data).payload)
-    statement = verify_statement(data, {key_id_of(public): spki_of(public)}, product=unproven.product)
-    for artifact in statement.artifacts:
-        found = _measure((files or envelope.parent) / artifact.name)
-        if (found.size, found.sha256) != (artifact.size, artifact.sha256):
-            raise VerificationError(
-                RejectReason.ARTIFACT_MISMATCH,
-                f"{artifact.name}: {found.size} bytes with SHA-256 {found.sha256}, the statement says "
-                f"{artifact.size} bytes and {artifact.sha256}",
-            )
-    print_object(_shown(statement, envelope), as_json=as_json)
+    """Verify signature and artifacts, as a device does, rule by rule; ends with 1 if one fails."""
+    public = load_public(key)
+    checked = check_statement(read_file(envelope), {key_id_of(public): spki_of(public)}, product=product)
+    rules = [*checked.rules]
+    if checked.statement is not None:
+        rules += [_check_file(files or envelope.parent, one) for one in checked.statement.artifacts]
+    ok = first_failed(rules) is None
+    if as_json:
+        shown = None if checked.statement is None else _shown(checked.statement, checked.digest, envelope)
+        print_json({"ok": ok, "bundle": shown, "rules": [asdict(rule) for rule in rules]})
+    else:
+        for rule in rules:
+            reason = f" ({rule.reason})" if rule.reason else ""
+            print_line(f"{_MARKS[rule.passed]}{rule.name}: {text_of(rule.detail)}{reason}")
+        if checked.statement is not None:
+            print_object(_shown(checked.statement, checked.digest, envelope), as_json=False)
+    if not ok:
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 @app.command()
@@ -171,6 +203,64 @@ def show(
         print_object(api.get("products", product, "bundles", version), as_json=as_json)
 
 
+def _check(statement: BundleStatement) -> bytes:
+    """The statement's bytes; what the gateway would refuse is refused here."""
+    payload = statement.encode()
+    try:
+        parse_statement(payload)
+    except MessageError as error:
+        raise InvalidError(error.detail) from error
+    return payload
+
+
+def _check_places(files: list[Path], target: Path) -> None:
+    """All artifacts in one folder, where `verify` and `push` find them; and none of them written over."""
+    for file in files:
+        if not file.is_file():
+            raise InvalidError(f"{file} is no file", field="files")
+        if file.stat().st_size == 0:
+            raise InvalidError(f"{file} is empty; an artifact has at least 1 byte", field="files")
+        if file.parent.resolve() != files[0].parent.resolve():
+            raise InvalidError(
+                f"the artifacts must be in one folder: {files[0].parent} and {file.parent} differ",
+                field="files",
+            )
+    _check_target(target, files)
+    if target.suffix == SIGNED_SUFFIX:
+        raise InvalidError(
+            f"{target}: *{SIGNED_SUFFIX} is the name of a signed statement, which `bundle sign` writes",
+            field="output",
+        )
+
+
+def _check_target(target: Path, kept: list[Path]) -> None:
+    """What is written may replace an earlier one of its kind, and nothing else that is in use here."""
+    for file in kept:
+        if target.exists() and file.exists() and target.samefile(file):
+            raise InvalidError(
+                f"{file} would be written over: name another file with --output", field="output"
+            )
+
+
+def _check_file(folder: Path, artifact: Artifact) -> Rule:
+    file = folder / artifact.name
+    if not file.is_file():
+        return Rule(
+            name=f"artifact {artifact.name}",
+            passed=False,
+            detail=f"{file} is not there; --files says where the artifacts are",
+            reason=RejectReason.ARTIFACT_MISSING,
+        )
+    found = _measure(file)
+    return check_artifact(artifact, size=found.size, sha256=found.sha256)
+
+
+def _signed_name(statement: Path) -> Path:
+    # Not `with_suffix` alone: a version's last number is no suffix.
+    name = statement.name.removesuffix(STATEMENT_SUFFIX).removesuffix(SIGNED_SUFFIX)
+    return statement.with_name(f"{name}{SIGNED_SUFFIX}")
+
+
 def _measure(file: Path) -> Artifact:
     found = hashlib.sha256()
     size = 0
@@ -193,25 +283,31 @@ def _watched(file: Path, progress: Progress, text: str) -> Iterator[bytes]:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _hardware(entries: list[str]) -> tuple[Hardware, ...]:
     revisions: dict[str, list[str]] = {}
+    whole: set[str] = set()  # named without a revision: every one, whatever else is named
     for entry in entries:
         model, _, revision = entry.partition(":")
         if not model:
             raise InvalidError(f"hardware is MODEL or MODEL:REVISION, got {entry!r}", field="hardware")
-        revisions.setdefault(model, []).extend([revision] if revision else [])
-    return tuple(Hardware(model=model, revisions=tuple(found)) for model, found in revisions.items())
+        revisions.setdefault(model, []).append(revision)
+        if not revision:
+            whole.add(model)
+    return tuple(
+        Hardware(model=model, revisions=() if model in whole else tuple(found))
+        for model, found in revisions.items()
+    )
 
 
-def _shown(statement: BundleStatement, file: Path) -> dict[str, Any]:
+def _shown(statement: BundleStatement, digest: str, file: Path) -> dict[str, Any]:
     return {
         "file": str(file),
         "product": statement.product,
         "version": statement.version,
         "bundle_seq": statement.bundle_seq,
-        "digest": digest_of(statement.encode()),
+        "digest": digest,
         "artifacts": [f"{one.name} ({one.size} bytes)" for one in statement.artifacts],
     }

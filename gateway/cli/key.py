@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -12,8 +13,9 @@ from gateway.cli.api import ConfigOption, open_api
 from gateway.cli.files import read_file
 from gateway.cli.output import JsonOption, print_object, print_rows, say
 from gateway.cli.product import ProductArgument
-from provisioning.envelope import PrivateKey, key_id_of
-from provisioning.errors import InvalidError, SetupError
+from provisioning.bundles import check_bundle_key
+from provisioning.envelope import PrivateKey, PublicKey, check_signing_key, key_id_of
+from provisioning.errors import ConflictError, FleetgateError, InvalidError, SetupError, VerificationError
 
 app = typer.Typer(no_args_is_help=True, help="Keys that sign bundles.")
 KeyFile = Annotated[
@@ -52,8 +54,36 @@ def create(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     _write(file, private, 0o600)
-    _write(_public(file), public, 0o644)
-    shown = {"private": str(file), "public": str(_public(file)), "key_id": key_id_of(key.public_key())}
+    try:
+        _write(_public(file), public, 0o644)
+    except FleetgateError:
+        file.unlink()  # half a pair would be in the way of the next try
+        raise
+    shown = {
+        "private": str(file),
+        "public": str(_public(file)),
+        "algorithm": algorithm,
+        "encrypted": bool(secret),
+        "key_id": key_id_of(key.public_key()),
+    }
+    print_object(shown, as_json=as_json)
+    say(f"next: fleetgate key add PRODUCT {_public(file)}; keep {file} here, and a copy in a safe place")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A private key, or a public one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a key is, and its id. The private half is read, where it is given, and never printed."""
+    private = b"PRIVATE KEY-----" in read_file(file)
+    key = load_private(file).public_key() if private else load_public(file)
+    shown = {
+        "file": str(file),
+        "private": private,
+        "algorithm": "ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else "p256",
+        "key_id": key_id_of(key),
+    }
     print_object(shown, as_json=as_json)
 
 
@@ -103,16 +133,46 @@ def load_private(file: Path) -> PrivateKey:
         InvalidError: it is no key that signs, or the passphrase is wrong.
     """
     data = read_file(file)
+    if file.stat().st_mode & 0o077:
+        say(f"note: {file} is open to other users of this machine; chmod 600 {file}")
     secret = os.environ.get(PASSPHRASE_VARIABLE, "")
     if b"ENCRYPTED" in data and not secret:
         secret = typer.prompt("Passphrase", hide_input=True, err=True)
     try:
         key = serialization.load_pem_private_key(data, secret.encode() if b"ENCRYPTED" in data else None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidError(f"{file} is no private key in PEM, or the passphrase is wrong: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         raise InvalidError(f"{file} holds a {type(key).__name__}; bundles are signed by P-256 or Ed25519")
+    _check_kind(file, key.public_key())
     return key
+
+
+def load_public(file: Path) -> PublicKey:
+    """A public key that may have signed bundles, from its file.
+
+    Raises:
+        SetupError: the file cannot be read.
+        InvalidError: it is no such key.
+    """
+    data = read_file(file)
+    if b"PRIVATE KEY-----" in data:
+        raise InvalidError(f"{file} is a private key; the public one is wanted, {_public(file)}", field="key")
+    try:
+        key = check_signing_key(serialization.load_pem_public_key(data))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InvalidError(f"{file} is no public key in PEM: {error}", field="key") from error
+    except VerificationError as error:
+        raise InvalidError(f"{file}: {error.detail}", field="key") from error
+    _check_kind(file, key)
+    return key
+
+
+def _check_kind(file: Path, key: PublicKey) -> None:
+    try:
+        check_bundle_key(key)
+    except VerificationError as error:
+        raise InvalidError(f"{file}: {error.detail}", field="key") from error
 
 
 def _public(file: Path) -> Path:
@@ -122,7 +182,9 @@ def _public(file: Path) -> Path:
 def _write(file: Path, data: bytes, mode: int) -> None:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise ConflictError(f"{file} is there already; a key is never overwritten") from error
     except OSError as error:
-        raise SetupError(f"{file} cannot be made: {error.strerror}; a key is never overwritten") from error
+        raise SetupError(f"{file} cannot be made: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as output:
         output.write(data)
