@@ -14,7 +14,7 @@ import structlog
 
 from provisioning.devices import Connection, ConnectionState
 from provisioning.sessions import end_connection
-from store import audit, brokers, connections, facts, registry, reports, writer
+from store import answers, audit, brokers, connections, facts, registry, reports, writer
 from store.connections import OpenConnection
 from store.database import Database, StoreUnavailableError
 from store.locks import device_lock
@@ -93,6 +93,7 @@ class Housekeeping:
                 log.warning("broker_restarted", action="devices_unknown_until_heard", broker=self._broker)
         with self._database.write(["audit"]) as tx:
             audit.seal(tx)
+            answers.prune(tx, self._clock())
         with self._database.read() as tx:
             self.connected = reports.count_connected(tx)
         return self._end_earlier_epochs() + self._end_silent()

@@ -18,6 +18,22 @@ ALL_TIME: Final = 0
 """The bucket of a gauge, and of a flow's total."""
 
 
+class Per(StrEnum):
+    """How wide a bucket of figures over time is."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+
+    @property
+    def width_ms(self) -> int:
+        """In milliseconds; a whole number of the buckets that are kept."""
+        return MINUTE_MS if self is Per.MINUTE else 60 * MINUTE_MS
+
+
+FLOWS: Final = ("connects", "disconnects", "enrollments", "refusals")
+"""The flows of devices' comings and goings, which people look at over time."""
+
+
 class EventKind(StrEnum):
     """What happened. `before` and `word` are the two sides of the change."""
 

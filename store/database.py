@@ -10,7 +10,7 @@ committed.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -55,6 +55,19 @@ class Transaction:
             else "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
         )
         return int(self.connection.execute(sa.text(f"SELECT {expression}")).scalar_one())
+
+
+class Transactions(Protocol):
+    """What gives transactions: a database, or an open transaction that others join."""
+
+    def read(self) -> contextlib.AbstractContextManager[Transaction]:
+        """A transaction that writes nothing."""
+
+    def write(self, lock_names: Sequence[str] = ()) -> contextlib.AbstractContextManager[Transaction]:
+        """A transaction that writes."""
+
+    def join(self, tx: Transaction) -> "Transactions":
+        """What gives no transactions of its own, but the open `tx`."""
 
 
 class Database:
@@ -133,16 +146,54 @@ class Database:
                 stack.enter_context(self._writer)
             connection = stack.enter_context(self.engine.connect()).execution_options(fleetgate_writes=True)
             stack.enter_context(connection.begin())
-            if lock_names and not self.is_sqlite:
-                connection.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) AS k"),
-                    {"keys": advisory_keys(lock_names)},
-                )
+            _lock(connection, lock_names)
             yield Transaction(connection)
+
+    def join(self, tx: Transaction) -> "Joined":
+        """What gives no transactions of its own, but the open `tx`, which must be a writing one."""
+        return Joined(self, tx)
 
     def close(self) -> None:
         """Closes every connection."""
         self.engine.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One open, writing transaction, in which everything happens that would have been one of its own.
+
+    What is written here is there, or is not, together with what `outer` writes. A write that fails is undone
+    to where it began, as by itself it would have been; its locks are held until `outer` ends.
+    """
+
+    database: Database
+    outer: Transaction
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """As `Database.read`; sees also what `outer` has written."""
+        with _translated(self.database):
+            yield self.outer
+
+    @contextlib.contextmanager
+    def write(self, lock_names: Sequence[str] = ()) -> Iterator[Transaction]:
+        """As `Database.write`, but the commit is that of `outer`."""
+        with _translated(self.database):
+            _lock(self.outer.connection, lock_names)
+            with self.outer.connection.begin_nested():
+                yield self.outer
+
+    def join(self, tx: Transaction) -> "Joined":
+        """The same for `tx`, which is the open one."""
+        return Joined(self.database, tx)
+
+
+def _lock(connection: sa.Connection, names: Sequence[str]) -> None:
+    if names and connection.dialect.name != "sqlite":
+        connection.execute(
+            sa.text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) AS k"),
+            {"keys": advisory_keys(names)},
+        )
 
 
 def parts(values: Sequence[_Item]) -> Iterator[Sequence[_Item]]:

@@ -1,15 +1,18 @@
 """Figures for people, from counters alone: they cost the same at a hundred devices and at a million."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from provisioning.ids import CohortId, OrganizationId
 from provisioning.rollouts import Rollout
-from provisioning.statistics import ALL_TIME
+from provisioning.statistics import ALL_TIME, FLOWS, Per
 from store.database import Transaction
 from store.schema import cohorts, counters, credentials, inbox, products
+from store.times import from_ms, to_ms
 
 
 def load_figures(
@@ -51,6 +54,62 @@ def load_figures(
         for figures in (total, figures_of, cohort):
             _add(figures, row.name, row.word, int(row.value))
     return {"totals": total, "products": by_product}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flows:
+    """What flowed, bucket by bucket.
+
+    Attributes:
+        starts: of each bucket; the last is the running one.
+        words: by the flow's name and the word, one count for each bucket.
+    """
+
+    per: Per
+    starts: tuple[datetime, ...]
+    words: dict[str, dict[str, list[int]]]
+
+
+def load_flows(
+    tx: Transaction,
+    organization_id: OrganizationId,
+    *,
+    product: str | None = None,
+    per: Per,
+    last: int,
+    now: datetime,
+) -> Flows:
+    """The flows over the `last` buckets up to `now`.
+
+    Costs what these buckets hold, whatever was counted before: each product's counters are read along
+    `ix_counters_product_id_bucket`, from the first bucket on.
+
+    Args:
+        last: how many buckets, at least 1.
+        now: aware UTC.
+    """
+    width = per.width_ms
+    end = to_ms(now) // width * width
+    starts = [end - width * back for back in reversed(range(last))]
+    scope = products.c.organization_id == organization_id
+    if product is not None:
+        scope = sa.and_(scope, products.c.name == product)
+    rows = tx.connection.execute(
+        sa.select(counters.c.name, counters.c.word, counters.c.bucket, sa.func.sum(counters.c.value))
+        .where(
+            counters.c.product_id.in_(tx.connection.execute(sa.select(products.c.id).where(scope)).scalars()),
+            counters.c.bucket >= starts[0],
+            counters.c.bucket < end + width,
+            counters.c.name.in_(FLOWS),
+        )
+        .group_by(counters.c.name, counters.c.word, counters.c.bucket)
+        .order_by(counters.c.name, counters.c.word)
+    )
+    words: dict[str, dict[str, list[int]]] = {name: {} for name in FLOWS}
+    for name, word, bucket, value in rows:
+        counts = words[name].setdefault(word, [0] * last)
+        counts[(bucket - starts[0]) // width] += int(value)
+    return Flows(per=per, starts=tuple(from_ms(start) for start in starts), words=words)
 
 
 def _empty() -> dict[str, Any]:

@@ -41,9 +41,9 @@ def id_column() -> Column[int]:
     return Column("id", BigInteger, primary_key=True, autoincrement=False)
 
 
-def at_column(name: str, *, nullable: bool = False) -> Column[int]:
+def at_column(name: str, *, nullable: bool = False, index: bool = False) -> Column[int]:
     """A time: UTC, milliseconds since 1970."""
-    return Column(name, BigInteger, nullable=nullable)
+    return Column(name, BigInteger, nullable=nullable, index=index)
 
 
 def reference(name: str, target: str, *, nullable: bool = False, index: bool = False) -> Column[int]:
@@ -277,6 +277,7 @@ counters = Table(
     Column("bucket", BigInteger, primary_key=True, autoincrement=False),
     Column("worker", String(64), primary_key=True),
     Column("value", BigInteger, nullable=False),
+    Index("ix_counters_product_id_bucket", "product_id", "bucket"),
 )
 
 checkpoints = Table(
@@ -321,6 +322,20 @@ audit = Table(
     Column("after", JSON, nullable=True),
     Column("position", BigInteger, nullable=True, unique=True),
     Column("chain_sha256", String(64), nullable=True),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column(
+        "organization_id", BigInteger, ForeignKey("organizations.id"), primary_key=True, autoincrement=False
+    ),
+    Column("actor", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_sha256", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    at_column("created_at", index=True),
 )
 
 outbox = Table(

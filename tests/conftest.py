@@ -1,5 +1,6 @@
 """Fixtures for every folder of tests. This file's being here puts `tests/` on the import path."""
 
+from api_fixtures import asked
 from broker_fixtures import installed_broker
 from databases import database
 from vector_counts import (
@@ -11,6 +12,7 @@ from vector_counts import (
 )
 
 __all__ = [
+    "asked",
     "database",
     "installed_broker",
     "pytest_configure",

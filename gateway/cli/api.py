@@ -1,10 +1,12 @@
 """The command line's way to the gateway: HTTP, also on one machine, with the key from a file that is ours alone."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 import typer
@@ -29,10 +31,16 @@ ConfigOption = Annotated[
 ]
 _TIMEOUT_SECONDS: Final = 30.0
 _PAGE: Final = 500
+_PAUSES_SECONDS: Final = (0.2, 0.8)
+"""Before a POST is sent again; a gateway that restarts is back about then."""
 
 
 class ApiError(FleetgateError):
     """The gateway could not be asked, or failed at what it was asked."""
+
+
+class UnreachableError(ApiError):
+    """There is no connection to the gateway, or it broke; whether it did what was asked is not known."""
 
 
 class Api:
@@ -71,16 +79,25 @@ class Api:
         return self._ask("GET", path, params={k: v for k, v in query.items() if v is not None})
 
     def post(self, *path: str, body: object = None) -> Any:
-        """Posts `body` as JSON; raises as `get`."""
-        return self._ask("POST", path, json=body)
+        """Posts `body` as JSON; raises as `get`.
+
+        Where the connection breaks, it is sent again under the same Idempotency-Key, so it is done once.
+        """
+        headers = {"Idempotency-Key": uuid4().hex}
+        for pause_seconds in _PAUSES_SECONDS:
+            try:
+                return self._ask("POST", path, json=body, headers=headers)
+            except UnreachableError:
+                time.sleep(pause_seconds)
+        return self._ask("POST", path, json=body, headers=headers)
 
     def put(self, *path: str, body: object) -> Any:
         """Puts `body` as JSON; raises as `get`."""
         return self._ask("PUT", path, json=body)
 
-    def delete(self, *path: str) -> None:
-        """Deletes; raises as `get`."""
-        self._ask("DELETE", path)
+    def delete(self, *path: str) -> Any:
+        """Deletes, and gives what was answered; raises as `get`."""
+        return self._ask("DELETE", path)
 
     def upload(self, *path: str, chunks: Iterator[bytes]) -> None:
         """Puts bytes as they come, in constant memory; raises as `get`."""
@@ -111,7 +128,7 @@ class Api:
                 f"the gateway at {self._url} did not answer within {_TIMEOUT_SECONDS:.0f} s"
             ) from error
         except httpx.HTTPError as error:
-            raise ApiError(
+            raise UnreachableError(
                 f"the gateway at {self._url} cannot be reached ({error}); is `fleetgate serve` running?"
             ) from error
         if response.is_success:

@@ -84,6 +84,15 @@ def revoke(
     _command(config, ca, product, "revoke", as_json=as_json)
 
 
+@app.command()
+def show(
+    ca: CaArgument, product: ProductOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Show one CA."""
+    with open_api(config) as api:
+        print_object(api.get("authorities", _find(api, ca, product)), as_json=as_json)
+
+
 @app.command("list")
 def list_(
     product: Annotated[str | None, typer.Argument(help="Only this product's.")] = None,

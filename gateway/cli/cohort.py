@@ -26,6 +26,18 @@ def create(
     print_object(made, as_json=as_json)
 
 
+@app.command()
+def show(
+    product: ProductArgument,
+    name: Annotated[str, typer.Argument(help="Name of the cohort.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one cohort."""
+    with open_api(config) as api:
+        print_object(api.get("products", product, "cohorts", name), as_json=as_json)
+
+
 @app.command("list")
 def list_(product: ProductArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List a product's cohorts."""

@@ -74,6 +74,23 @@ def unblock(device: DeviceArgument, config: ConfigOption = None, as_json: JsonOp
 
 
 @app.command()
+def grant(
+    device: DeviceArgument,
+    hours: Annotated[float, typer.Option(min=0.01, max=720, help="How long it lasts.")] = 24,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take it back instead.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a device bring one new key that its old key did not sign for; the first that is proven binds."""
+    with open_api(config) as api:
+        if withdraw:
+            shown = api.delete("devices", device, "grant")
+        else:
+            shown = api.post("devices", device, "grant", body={"hours": hours})
+    print_object(shown, as_json=as_json)
+
+
+@app.command()
 def explain(device: DeviceArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Why a device is, or is not, offered firmware now: every rule in order."""
     with open_api(config) as api:

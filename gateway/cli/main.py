@@ -12,6 +12,7 @@ import typer
 
 from gateway.cli import (
     agent,
+    api_key,
     bundle,
     ca,
     certificate,
@@ -54,6 +55,7 @@ for _name, _module in (
     ("device", device),
     ("inbox", inbox),
     ("certificate", certificate),
+    ("api-key", api_key),
     ("agent", agent),
     ("demo", demo),
 ):

@@ -1,20 +1,40 @@
 """`fleetgate stats`: the fleet in figures, from counters."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
 from gateway.cli.api import ConfigOption, open_api
 from gateway.cli.output import JsonOption, print_json, print_line, print_rows, text_of
+from provisioning.statistics import FLOWS, Per
+
+FIGURE_WIDTH: Final = 60
+_OTHER_COLUMNS: Final = 70
+_BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 def stats(
     product: Annotated[str | None, typer.Option(help="Only of this product.")] = None,
+    per: Annotated[
+        Per | None, typer.Option(help="Connects, disconnects, enrollments and refusals over time instead.")
+    ] = None,
+    last: Annotated[
+        int, typer.Option(min=1, max=1440, help="With --per: so many minutes or hours, up to now.")
+    ] = 60,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Devices by state, product and cohort, who is connected, connects and refusals by reason, versions."""
+    if per is not None:
+        with open_api(config) as api:
+            flows = api.get("stats", "flows", product=product, per=per.value, last=last)
+        if as_json:
+            print_json(flows)
+        else:
+            _print_flows(flows)
+        return
     with open_api(config) as api:
         figures = api.get("stats", product=product)
     if as_json:
@@ -47,3 +67,36 @@ def _row(product: str, cohort: str, figures: Mapping[str, Any]) -> dict[str, Any
         "disconnects": sum(figures["disconnects"].values()),
         "refused": sum(figures["refusals"].values()),
     }
+
+
+def _print_flows(flows: Mapping[str, Any]) -> None:
+    per, starts = flows["per"], flows["starts"]
+    width = max(10, min(FIGURE_WIDTH, shutil.get_terminal_size().columns - _OTHER_COLUMNS))
+    rows = []
+    for flow in FLOWS:
+        for word, counts in flows[flow].items():
+            rows.append(
+                {
+                    "flow": flow,
+                    "word": word or "–",
+                    "figure": draw(counts, width),
+                    "sum": sum(counts),
+                    f"most a {per}": max(counts),
+                    f"this {per}": counts[-1],
+                }
+            )
+    columns = ("flow", "word", "sum", f"most a {per}", f"this {per}", "figure")
+    print_rows(rows, [(column, column) for column in columns], as_json=False)
+    print_line(f"{len(starts)} {per}s from {starts[0]}, the last one still running")
+
+
+def draw(counts: Sequence[int], width: int) -> str:
+    """A line of bars, each the sum of as many counts as it takes to fit `width`; the last is the newest."""
+    step = -(-len(counts) // width)
+    first = len(counts) % step
+    groups = [counts[:first]] if first else []
+    groups += [counts[at : at + step] for at in range(first, len(counts), step)]
+    sums = [sum(group) for group in groups]
+    most = max(sums)
+    # Nothing is a dot, so that the least of something is seen beside it.
+    return "".join(_BARS[(value * len(_BARS) - 1) // most] if value > 0 else "·" for value in sums)

@@ -21,10 +21,24 @@ from store.database import StoreUnavailableError
 
 log: Final = structlog.get_logger()
 MEDIA_TYPE: Final = "application/problem+json"
+RETRY_SECONDS: Final = 5
+"""When to ask again while the database is away."""
+
+
+class PreconditionError(FleetgateError):
+    """An edit of an object in another state than the one that the caller has seen (`If-Match`)."""
+
+
+class ReusedKeyError(FleetgateError):
+    """An `Idempotency-Key` that another request has used."""
+
+
 _KINDS: Final[tuple[tuple[type[FleetgateError], int, str, str], ...]] = (
     (UnknownKeyError, 401, "unknown_key", "No valid API key"),
     (AccessError, 403, "access", "Not allowed"),
     (InvalidError, 422, "invalid", "The input breaks a rule"),
+    (PreconditionError, 412, "precondition_failed", "The object has changed"),
+    (ReusedKeyError, 422, "idempotency_key_reused", "Another request had this Idempotency-Key"),
     (NotFoundError, 404, "not_found", "There is no such object"),
     (ConflictError, 409, "conflict", "It collides with what is there"),
     (TransitionError, 409, "transition", "The object's life has no such step"),
@@ -33,7 +47,7 @@ _KINDS: Final[tuple[tuple[type[FleetgateError], int, str, str], ...]] = (
 
 
 def problem(status: int, kind: str, title: str, detail: str, **more: object) -> JSONResponse:
-    """A problem document; `kind` is stable and documented in docs/errors.md."""
+    """A problem document; `kind` is stable and documented in docs/api.md."""
     body = {
         "type": f"urn:fleetgate:problem:{kind}",
         "title": title,
@@ -41,7 +55,7 @@ def problem(status: int, kind: str, title: str, detail: str, **more: object) -> 
         "detail": detail,
         **more,
     }
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(status)
     return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 

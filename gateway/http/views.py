@@ -3,16 +3,20 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from provisioning.access import Role
 from provisioning.decision import Rule, first_failed
 from provisioning.errors import RejectReason
 from provisioning.products import Cohort, Product, Tag
+from provisioning.statistics import Per
 from store.authorities import Authority
 from store.devices import DeviceView, InboxItem
+from store.organizations import ApiKey
+from store.reports import Flows
 
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
-"""An object's number in a path or a cursor."""
+"""An object's number in a path."""
 
 
 class Body(BaseModel):
@@ -62,6 +66,49 @@ class NewDevice(Body):
     identifier: str = Field(min_length=1, max_length=128)
     cohort: str | None = None
     tags: list[Tag] = Field(default_factory=list, max_length=32)
+
+
+class Grant(Body):
+    """How long a device may bring a new key."""
+
+    hours: float = Field(24, gt=0, le=720)
+
+
+class NewApiKey(Body):
+    """An API key to make."""
+
+    name: str
+    role: Role
+    expires_at: AwareDatetime | None = None
+
+
+class ApiKeyOut(BaseModel):
+    """An API key as it is kept: all but the key."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "ApiKeyOut":
+        """From the store's type."""
+        return cls(
+            id=str(key.id),
+            name=key.name,
+            role=key.role,
+            created_at=key.created_at,
+            expires_at=key.expires_at,
+            revoked_at=key.revoked_at,
+        )
+
+
+class MadeApiKeyOut(ApiKeyOut):
+    """A key that was just made. `key` is shown this once; where the answer is given again, it is null."""
+
+    key: str | None
 
 
 class ProductOut(BaseModel):
@@ -161,6 +208,7 @@ class DeviceOut(BaseModel):
     hardware_model: str
     hardware_revision: str
     firmware_version: str
+    new_key_until: datetime | None
     created_at: datetime
 
     @classmethod
@@ -181,6 +229,7 @@ class DeviceOut(BaseModel):
             hardware_model=device.hardware_model,
             hardware_revision=device.hardware_revision,
             firmware_version=device.firmware_version,
+            new_key_until=device.new_key_until,
             created_at=device.created_at,
         )
 
@@ -221,6 +270,22 @@ class InboxOut(BaseModel):
             first_at=item.first_at,
             last_at=item.last_at,
         )
+
+
+class FlowsOut(BaseModel):
+    """What flowed, bucket by bucket: for each word as many counts as there are `starts`."""
+
+    per: Per
+    starts: list[datetime]
+    connects: dict[str, list[int]]
+    disconnects: dict[str, list[int]]
+    enrollments: dict[str, list[int]]
+    refusals: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, flows: Flows) -> "FlowsOut":
+        """From the store's type."""
+        return cls(per=flows.per, starts=list(flows.starts), **flows.words)
 
 
 class RuleOut(BaseModel):

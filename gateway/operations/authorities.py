@@ -111,6 +111,7 @@ def prove(desk: Desk, principal: Principal, number: AuthorityId, proof_pem: byte
             # Again, under the lock: another product may have proven a related CA since this one was registered.
             others = authorities.list_of_others(tx, authority.product_id)
             _check_unrelated(x509.load_der_x509_certificate(authority.certificate), others)
+            desk.expect(authorities.load(tx, principal.organization_id, authority.id))
             authorities.prove(tx, authority.id, now)
             desk.note(tx, principal, "ca.prove", authority.id, after={"proven_at": now.isoformat()})
     except BrokenConstraintError as error:
@@ -128,6 +129,7 @@ def move(desk: Desk, principal: Principal, number: AuthorityId, to: AuthoritySta
     """
     with desk.database.write([LOCK]) as tx:
         authority = authorities.load(tx, principal.organization_id, number)
+        desk.expect(authority)
         proven = authority.proven_at is not None
         decide_transition(authority.state, to, proven=proven or to is AuthorityState.REVOKED)
         if not proven:
@@ -138,7 +140,7 @@ def move(desk: Desk, principal: Principal, number: AuthorityId, to: AuthoritySta
         desk.note(
             tx, principal, f"ca.{to}", authority.id, before={"state": authority.state}, after={"state": to}
         )
-    sync_capath(desk)
+    desk.after_commit(sync_capath)
     return load(desk, principal, number)
 
 

@@ -9,7 +9,7 @@ from gateway.mqtt.capath import CaPath
 from provisioning.access import Principal, Role, check_role
 from store import audit
 from store.blobs import Blobs
-from store.database import Database, Transaction
+from store.database import Transaction, Transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +20,12 @@ class Desk:
         worker: whose counters they change.
         blobs: where artifacts go; None where none are pushed.
         wake: called when devices may have become due.
+        expect: called with the object that an edit is about to change, in its transaction and under its lock;
+            raises where the caller has seen another state of it.
+        later: where the transactions are one that is not over yet, what waits for its end.
     """
 
-    database: Database
+    database: Transactions
     clock: Callable[[], datetime]
     new_id: Callable[[], int]
     capath: CaPath | None
@@ -31,6 +34,15 @@ class Desk:
     audience: str
     blobs: Blobs | None = None
     wake: Callable[[], None] = lambda: None
+    expect: Callable[[object], None] = lambda _: None
+    later: "list[Callable[[Desk], None]] | None" = None
+
+    def after_commit(self, action: "Callable[[Desk], None]") -> None:
+        """Does what others can see, such as waking them, once the change is there for them: now, or later."""
+        if self.later is None:
+            action(self)
+        else:
+            self.later.append(action)
 
     def note(
         self,

@@ -1,6 +1,8 @@
 """Commands on devices and the inbox, and figures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Final
 
 from cryptography import x509
@@ -22,13 +24,14 @@ from provisioning.errors import (
 )
 from provisioning.ids import DeviceId, KeyId
 from provisioning.sessions import end_connection
-from provisioning.statistics import Event, EventKind
+from provisioning.statistics import Event, EventKind, Per
 from provisioning.verification import explain_chain, verify_chain
 from provisioning.working import WorkingSet
 from store import devices, facts, products, registry, reports, writer
 from store.database import Transaction
 from store.devices import DeviceView, InboxItem
 
+MOST_GRANT: Final = timedelta(days=30)
 FOREIGN_CA: Final = Rule(
     name="registered_ca",
     passed=False,
@@ -141,6 +144,7 @@ def set_blocked(desk: Desk, principal: Principal, name: str, *, blocked: bool) -
     with desk.database.write(locks) as tx:
         working = _working_set(tx, desk, view, keys)
         device = working.devices[view.device.id]
+        desk.expect(devices.find(tx, principal.organization_id, str(device.id)))
         if device.state is DeviceState.RETIRED:
             raise TransitionError(f"device {device.identifier!r} is retired; that is for good")
         if not blocked and device.state not in (DeviceState.BLOCKED, DeviceState.QUARANTINED):
@@ -167,6 +171,41 @@ def set_blocked(desk: Desk, principal: Principal, name: str, *, blocked: bool) -
     return find(desk, principal, str(view.device.id))
 
 
+def grant(desk: Desk, principal: Principal, name: str, *, life: timedelta | None) -> DeviceView:
+    """Allows a device one new key within `life` from now, without its old key's word; None takes that back.
+
+    The first new key that is proven in this time binds, and the grant is used up (`provisioning.enrollment`).
+
+    Raises:
+        NotFoundError: there is no such device.
+        InvalidError: the time is not above zero, or longer than 30 days.
+        TransitionError: the device is retired.
+    """
+    if life is not None and not timedelta() < life <= MOST_GRANT:
+        raise InvalidError(f"a grant lasts 1–{MOST_GRANT // timedelta(hours=1)} hours", field="hours")
+    now = desk.clock()
+    view = find(desk, principal, name)
+    with desk.database.read() as tx:
+        keys = [KeyId(key) for key in devices.list_keys(tx, view.device.id)]
+    with desk.database.write([*keys, f"{view.device.product_id}/{view.device.identifier}"]) as tx:
+        working = _working_set(tx, desk, view, keys)
+        device = working.devices[view.device.id]
+        desk.expect(devices.find(tx, principal.organization_id, str(device.id)))
+        if life is not None and device.state is DeviceState.RETIRED:
+            raise TransitionError(f"device {device.identifier!r} is retired; that is for good")
+        until = None if life is None else now + life
+        if device.new_key_until != until:
+            working.save_device(replace(device, new_key_until=until))
+            writer.apply(tx, working, now)
+            before, after = (
+                {"new_key_until": None if at is None else at.isoformat()}
+                for at in (device.new_key_until, until)
+            )
+            action = "device.withdraw_grant" if life is None else "device.grant"
+            desk.note(tx, principal, action, device.id, before=before, after=after)
+    return find(desk, principal, str(view.device.id))
+
+
 def list_inbox(
     desk: Desk, principal: Principal, *, product: str | None, reason: str | None, limit: int
 ) -> list[InboxItem]:
@@ -185,6 +224,22 @@ def load_figures(desk: Desk, principal: Principal, product: str | None = None) -
         if product is not None:
             products.load(tx, principal.organization_id, product)
         return reports.load_figures(tx, principal.organization_id, product)
+
+
+def load_flows(
+    desk: Desk, principal: Principal, *, product: str | None, per: Per, last: int
+) -> reports.Flows:
+    """Connects, disconnects, enrollments and refusals over the last buckets, the running one included.
+
+    Raises:
+        NotFoundError: there is no such product.
+    """
+    with desk.database.read() as tx:
+        if product is not None:
+            products.load(tx, principal.organization_id, product)
+        return reports.load_flows(
+            tx, principal.organization_id, product=product, per=per, last=last, now=desk.clock()
+        )
 
 
 def check_certificate(

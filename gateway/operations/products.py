@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gateway.operations.desk import Desk
 from provisioning.access import Principal
-from provisioning.errors import ConflictError
+from provisioning.errors import ConflictError, NotFoundError
 from provisioning.ids import CohortId, ProductId
 from provisioning.products import Cohort, JitpSettings, Product, check_cohorts, parse_name
 from store import products
@@ -56,8 +56,9 @@ def set_jitp(desk: Desk, principal: Principal, name: str, settings: JitpSettings
         ConflictError: the quota is below what has enrolled already.
     """
     try:
-        with desk.database.write() as tx:
+        with desk.database.write([f"product/{principal.organization_id}/{name}"]) as tx:
             product = products.load(tx, principal.organization_id, name)
+            desk.expect(product)
             cohorts = products.list_cohorts(tx, product.id)
             check_cohorts(settings, frozenset(cohort.name for cohort in cohorts))
             products.set_jitp(tx, product.id, settings)
@@ -103,3 +104,17 @@ def list_cohorts(desk: Desk, principal: Principal, product: str) -> list[Cohort]
     """A product's cohorts."""
     with desk.database.read() as tx:
         return products.list_cohorts(tx, products.load(tx, principal.organization_id, product).id)
+
+
+def load_cohort(desk: Desk, principal: Principal, product: str, name: str) -> Cohort:
+    """One cohort.
+
+    Raises:
+        NotFoundError: there is no such product, or it has no such cohort.
+    """
+    for cohort in list_cohorts(desk, principal, product):
+        if cohort.name == name:
+            return cohort
+    raise NotFoundError(
+        f"product {product!r} has no cohort {name!r}; `fleetgate cohort list {product}` shows them"
+    )

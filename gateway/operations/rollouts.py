@@ -119,7 +119,7 @@ def create(
                 desk.note(tx, principal, "rollout.create", rollout.id, after=after)
     except ConflictError as error:
         raise ConflictError(f"one of these cohorts has a rollout of {version} already") from error
-    desk.wake()
+    desk.after_commit(lambda after: after.wake())
     return [load(desk, principal, rollout.id) for rollout in made]
 
 
@@ -162,10 +162,15 @@ def move(desk: Desk, principal: Principal, number: RolloutId, to: RolloutState) 
                     before={"state": rollout.state},
                     after={"state": to},
                 )
-    if to is RolloutState.CANCELLED:
-        _call_off(desk, number, now)
-    desk.wake()
+    desk.after_commit(lambda after: settle(after, number, to))
     return load(desk, principal, number)
+
+
+def settle(desk: Desk, number: RolloutId, to: RolloutState) -> None:
+    """What follows a move once it is there: calls off a cancelled rollout's attempts, wakes who offers. Repeatable."""
+    if to is RolloutState.CANCELLED:
+        _call_off(desk, number, desk.clock())
+    desk.wake()
 
 
 _VERBS: Final = {
@@ -252,7 +257,7 @@ def create_override(
         rollouts.mark_override(tx, made, numbers, now)
         after = {"product": product, "version": version, "devices": [str(number) for number in numbers]}
         desk.note(tx, principal, "override.create", made.id, after=after)
-    desk.wake()
+    desk.after_commit(lambda after: after.wake())
     return made
 
 

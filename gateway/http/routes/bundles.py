@@ -16,6 +16,7 @@ from gateway.http.firmware_views import (
     SigningKeyOut,
     refusal,
 )
+from gateway.http.idempotency import Posted
 from gateway.operations import bundles
 from gateway.operations.bundles import RefusedBundleError
 from provisioning.errors import InvalidError
@@ -25,9 +26,13 @@ Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 in h
 
 
 @router.post("/keys", status_code=201)
-def add_key(desk: AtDesk, principal: Operator, product: str, body: NewSigningKey) -> SigningKeyOut:
+def add_key(order: Posted, product: str, body: NewSigningKey) -> SigningKeyOut:
     """Lets a public key sign the product's bundles."""
-    return SigningKeyOut.of(bundles.add_key(desk, principal, product=product, name=body.name, pem=body.key))
+    return order.answer(
+        lambda desk: SigningKeyOut.of(
+            bundles.add_key(desk, order.principal, product=product, name=body.name, pem=body.key)
+        )
+    )
 
 
 @router.get("/keys")
@@ -37,9 +42,11 @@ def list_keys(desk: AtDesk, principal: Who, product: str) -> list[SigningKeyOut]
 
 
 @router.post("/keys/{name}/revoke")
-def revoke_key(desk: AtDesk, principal: Operator, product: str, name: str) -> SigningKeyOut:
+def revoke_key(order: Posted, product: str, name: str) -> SigningKeyOut:
     """Lets a key sign no further bundles."""
-    return SigningKeyOut.of(bundles.revoke_key(desk, principal, product=product, name=name))
+    return order.answer(
+        lambda desk: SigningKeyOut.of(bundles.revoke_key(desk, order.principal, product=product, name=name))
+    )
 
 
 @router.put("/artifacts/{sha256}", status_code=204)
@@ -70,10 +77,14 @@ def check_bundle(desk: AtDesk, principal: Who, product: str, body: NewBundle) ->
     response_model=BundleOut,
     responses={409: {"description": "Refused; `reason` and `rules` say why"}},
 )
-def push_bundle(desk: AtDesk, principal: Operator, product: str, body: NewBundle) -> BundleOut | JSONResponse:
+def push_bundle(order: Posted, product: str, body: NewBundle) -> BundleOut | JSONResponse:
     """Takes a bundle in, once its artifacts are here. The very same one again changes nothing."""
     try:
-        return BundleOut.of_pushed(bundles.push(desk, principal, product, body.envelope.encode()))
+        return order.answer(
+            lambda desk: BundleOut.of_pushed(
+                bundles.push(desk, order.principal, product, body.envelope.encode())
+            )
+        )
     except RefusedBundleError as error:
         title = "The bundle is not taken in"
         return problems.problem(409, "bundle_refused", title, str(error), **refusal(error.decision))

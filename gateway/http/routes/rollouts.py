@@ -13,10 +13,10 @@ from gateway.http.firmware_views import (
     OverrideOut,
     RolloutOut,
 )
+from gateway.http.idempotency import Order, Posted
 from gateway.http.views import Number
 from gateway.operations import rollouts
 from gateway.operations.desk import Desk
-from provisioning.access import Principal
 from provisioning.ids import OverrideId, RolloutId
 from provisioning.rollouts import RolloutState
 
@@ -24,18 +24,22 @@ router = APIRouter(prefix="/api/v1", tags=["firmware"])
 
 
 @router.post("/rollouts", status_code=201)
-def create_rollouts(desk: AtDesk, principal: Operator, body: NewRollout) -> list[RolloutOut]:
+def create_rollouts(order: Posted, body: NewRollout) -> list[RolloutOut]:
     """Plans a bundle for cohorts: one rollout for each."""
-    made = rollouts.create(
-        desk,
-        principal,
-        product=body.product,
-        version=body.version,
-        cohorts=body.cohorts,
-        plan=body.plan,
-        start_at=body.start_at,
-    )
-    return [RolloutOut.of(view) for view in made]
+
+    def create(desk: Desk) -> list[RolloutOut]:
+        made = rollouts.create(
+            desk,
+            order.principal,
+            product=body.product,
+            version=body.version,
+            cohorts=body.cohorts,
+            plan=body.plan,
+            start_at=body.start_at,
+        )
+        return [RolloutOut.of(view) for view in made]
+
+    return order.answer(create, again=lambda desk: desk.wake())
 
 
 @router.get("/rollouts")
@@ -51,41 +55,49 @@ def show_rollout(desk: AtDesk, principal: Who, rollout: Number) -> RolloutOut:
 
 
 @router.post("/rollouts/{rollout}/pause")
-def pause_rollout(desk: AtDesk, principal: Operator, rollout: Number) -> RolloutOut:
+def pause_rollout(order: Posted, rollout: Number) -> RolloutOut:
     """Makes no new offers; open attempts go on."""
-    return _move(desk, principal, rollout, RolloutState.PAUSED)
+    return _move(order, rollout, RolloutState.PAUSED)
 
 
 @router.post("/rollouts/{rollout}/resume")
-def resume_rollout(desk: AtDesk, principal: Operator, rollout: Number) -> RolloutOut:
+def resume_rollout(order: Posted, rollout: Number) -> RolloutOut:
     """Goes on making offers."""
-    return _move(desk, principal, rollout, RolloutState.RUNNING)
+    return _move(order, rollout, RolloutState.RUNNING)
 
 
 @router.post("/rollouts/{rollout}/cancel")
-def cancel_rollout(desk: AtDesk, principal: Operator, rollout: Number) -> RolloutOut:
+def cancel_rollout(order: Posted, rollout: Number) -> RolloutOut:
     """Ends it for good, and calls off attempts that do not install yet."""
-    return _move(desk, principal, rollout, RolloutState.CANCELLED)
+    return _move(order, rollout, RolloutState.CANCELLED)
 
 
-def _move(desk: Desk, principal: Principal, rollout: int, to: RolloutState) -> RolloutOut:
-    return RolloutOut.of(rollouts.move(desk, principal, RolloutId(rollout), to))
+def _move(order: Order, rollout: int, to: RolloutState) -> RolloutOut:
+    number = RolloutId(rollout)
+    return order.answer(
+        lambda desk: RolloutOut.of(rollouts.move(desk, order.principal, number, to)),
+        again=lambda desk: rollouts.settle(desk, number, to),
+    )
 
 
 @router.post("/overrides", status_code=201)
-def create_override(desk: AtDesk, principal: Operator, body: NewOverride) -> OverrideOut:
+def create_override(order: Posted, body: NewOverride) -> OverrideOut:
     """Gives named devices a bundle of their own; it goes before every rollout."""
-    made = rollouts.create_override(
-        desk,
-        principal,
-        product=body.product,
-        version=body.version,
-        names=body.devices,
-        starts_at=body.starts_at,
-        ends_at=body.ends_at,
-    )
-    found = {override.id: named for override, named in rollouts.list_overrides(desk, principal)}
-    return OverrideOut.of(made, found[made.id])
+
+    def create(desk: Desk) -> OverrideOut:
+        made = rollouts.create_override(
+            desk,
+            order.principal,
+            product=body.product,
+            version=body.version,
+            names=body.devices,
+            starts_at=body.starts_at,
+            ends_at=body.ends_at,
+        )
+        found = {override.id: named for override, named in rollouts.list_overrides(desk, order.principal)}
+        return OverrideOut.of(made, found[made.id])
+
+    return order.answer(create, again=lambda desk: desk.wake())
 
 
 @router.get("/overrides")
