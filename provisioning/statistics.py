@@ -4,11 +4,14 @@ Counters are written in the transaction that causes them; `store.verify` proves 
 SQL of its own (invariant I5: counters = checkpoint + fold of the events since).
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, assert_never
 
+from provisioning.attempts import UNSUCCESSFUL, AttemptState
 from provisioning.ids import AttemptId, BundleId, CohortId, DeviceId, ProductId
 
 NO_COHORT: Final = CohortId(0)
@@ -30,8 +33,46 @@ class Per(StrEnum):
         return MINUTE_MS if self is Per.MINUTE else 60 * MINUTE_MS
 
 
-FLOWS: Final = ("connects", "disconnects", "enrollments", "refusals")
-"""The flows of devices' comings and goings, which people look at over time."""
+FLOWS: Final = ("connects", "disconnects", "enrollments", "refusals", "outcomes", "failures")
+"""What flows: devices' comings and goings, and how their updates end; people look at it over time."""
+_Z95: Final = 1.959964
+"""Two-sided 95 % of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuccessRate:
+    """Successes of those that say something about a bundle, with Wilson's 95 % interval; shares are 0–1.
+
+    Attributes:
+        finished: the denominator: succeeded, failed, rolled back, rejected, timed out. Cancelled, superseded
+            and already installed say nothing.
+        rate, low, high: None where nothing has finished.
+    """
+
+    succeeded: int
+    finished: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+def success_rate(outcomes: Mapping[str, int]) -> SuccessRate:
+    """The success rate of attempts, counted by state."""
+    good = outcomes.get(AttemptState.SUCCEEDED.value, 0)
+    finished = good + sum(outcomes.get(state.value, 0) for state in UNSUCCESSFUL)
+    if not finished:
+        return SuccessRate(succeeded=0, finished=0, rate=None, low=None, high=None)
+    share, z2 = good / finished, _Z95 * _Z95
+    # E. B. Wilson, 1927: stays within 0–1 and is honest for few attempts.
+    middle = (share + z2 / (2 * finished)) / (1 + z2 / finished)
+    reach = _Z95 * math.sqrt(share * (1 - share) / finished + z2 / (4 * finished**2)) / (1 + z2 / finished)
+    return SuccessRate(
+        succeeded=good,
+        finished=finished,
+        rate=round(share, 6),
+        low=round(max(0.0, middle - reach), 6),
+        high=round(min(1.0, middle + reach), 6),
+    )
 
 
 class EventKind(StrEnum):

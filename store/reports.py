@@ -1,16 +1,17 @@
 """Figures for people, from counters alone: they cost the same at a hundred devices and at a million."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from provisioning.ids import CohortId, OrganizationId
 from provisioning.rollouts import Rollout
-from provisioning.statistics import ALL_TIME, FLOWS, Per
+from provisioning.statistics import ALL_TIME, FLOWS, Per, success_rate
 from store.database import Transaction
+from store.firmware_schema import bundles
 from store.schema import cohorts, counters, credentials, inbox, products
 from store.times import from_ms, to_ms
 
@@ -22,7 +23,9 @@ def load_figures(
 
     Returns:
         `totals`, and `products` by name, each with `devices` by state, `connected`, `firmware` by version,
-        `connects` and `disconnects` by word, `enrollments`, `refusals` by reason, and the same by `cohorts`.
+        `connects` and `disconnects` by word, `enrollments`, `refusals` by reason, `rollouts` and `attempts` by
+        state, `outcomes` of attempts, `failures` by reason, and the same by `cohorts`. A product also has
+        `updates`: the success rate by `bundles` (version), `rollouts` (id) and `hardware` (model).
     """
     scope = products.c.organization_id == organization_id
     if product is not None:
@@ -48,11 +51,33 @@ def load_figures(
     total = _empty()
     names = tx.connection.execute(sa.select(products.c.name).where(scope)).scalars()
     by_product: dict[str, dict[str, Any]] = {name: {**_empty(), "cohorts": {}} for name in sorted(names)}
+    ends: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
     for row in rows:
+        if row.name in _KEYED:
+            key, _, state = row.word.rpartition("/")
+            of_key = ends.setdefault((row.product, row.name), {}).setdefault(key, {})
+            of_key[state] = of_key.get(state, 0) + int(row.value)
+            continue
         figures_of = by_product[row.product]
         cohort = figures_of["cohorts"].setdefault(row.cohort or "none", _empty())
         for figures in (total, figures_of, cohort):
             _add(figures, row.name, row.word, int(row.value))
+    versions = {
+        str(row.id): row.version
+        for row in tx.connection.execute(
+            sa.select(bundles.c.id, bundles.c.version)
+            .join(products, products.c.id == bundles.c.product_id)
+            .where(scope)
+        )
+    }
+    for name, figures_of in by_product.items():
+        figures_of["updates"] = {
+            plural: {
+                versions.get(key, key) if kind == "bundle" else key: asdict(success_rate(states))
+                for key, states in sorted(ends.get((name, kind), {}).items())
+            }
+            for kind, plural in _KEYED.items()
+        }
     return {"totals": total, "products": by_product}
 
 
@@ -112,8 +137,15 @@ def load_flows(
     return Flows(per=per, starts=tuple(from_ms(start) for start in starts), words=words)
 
 
+_KEYED: Final = {"bundle": "bundles", "rollout": "rollouts", "hardware": "hardware"}
+"""Counters whose word is `key/state`, and what people call them."""
+
+
 def _empty() -> dict[str, Any]:
-    flows = ("devices", "firmware", "connects", "disconnects", "enrollments", "refusals")
+    flows = (
+        "devices", "firmware", "connects", "disconnects", "enrollments", "refusals", "rollouts", "attempts",
+        "outcomes", "failures",
+    )  # fmt: skip
     return {"connected": 0, **{name: {} for name in flows}}
 
 

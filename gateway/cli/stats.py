@@ -51,10 +51,30 @@ def _print(figures: Mapping[str, Any]) -> None:
     rows.append(_row("total", "", figures["totals"]))
     columns = ("product", "cohort", "devices", "connected", "connects", "disconnects", "refused")
     print_rows(rows, [(column, column) for column in columns], as_json=False)
-    for name in ("devices", "firmware", "disconnects", "refusals"):
+    _print_updates(figures)
+    for name in ("devices", "firmware", "disconnects", "refusals", "attempts", "failures"):
         words = figures["totals"][name]
         if words:
             print_line(f"{name}: " + ", ".join(f"{text_of(word)} {count}" for word, count in words.items()))
+
+
+def _print_updates(figures: Mapping[str, Any]) -> None:
+    rows = [
+        {
+            "product": product,
+            "updates by": kind.removesuffix("s"),
+            "": key,
+            "succeeded": f"{rate['succeeded']} of {rate['finished']}",
+            "rate": f"{rate['rate']:.1%}",
+            "95 %": f"{rate['low']:.1%} – {rate['high']:.1%}",
+        }
+        for product, of_product in figures["products"].items()
+        for kind, rates in of_product["updates"].items()
+        for key, rate in rates.items()
+        if rate["finished"]
+    ]
+    if rows:
+        print_rows(rows, [(name, name) for name in rows[0]], as_json=False)
 
 
 def _row(product: str, cohort: str, figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,11 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from gateway.http.views import Body
+from gateway.http.views import Body, RuleOut
 from gateway.operations.bundles import Pushed
 from gateway.operations.rollouts import Explanation, RolloutView
 from provisioning.attempts import Attempt
 from provisioning.bundles import Artifact, Bundle, PushDecision
-from provisioning.decision import Rule
-from provisioning.errors import RejectReason
 from provisioning.ids import DeviceId
 from provisioning.rollouts import Override, Plan
 from store.signing_keys import SigningKey
@@ -102,27 +100,6 @@ class BundleOut(BaseModel):
     def of_pushed(cls, pushed: Pushed) -> "BundleOut":
         """From what a push came to."""
         return cls.of(pushed.bundle, created=pushed.created)
-
-
-class RuleOut(BaseModel):
-    """One rule of a decision: passed, failed, or (null) not reached."""
-
-    name: str
-    passed: bool | None
-    detail: str
-    changes_at: datetime | None
-    reason: RejectReason | None
-
-    @classmethod
-    def of(cls, rule: Rule) -> "RuleOut":
-        """From the type of the core."""
-        return cls(
-            name=rule.name,
-            passed=rule.passed,
-            detail=rule.detail,
-            changes_at=rule.changes_at,
-            reason=rule.reason,
-        )
 
 
 class PushCheckOut(BaseModel):

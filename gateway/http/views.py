@@ -281,6 +281,8 @@ class FlowsOut(BaseModel):
     disconnects: dict[str, list[int]]
     enrollments: dict[str, list[int]]
     refusals: dict[str, list[int]]
+    outcomes: dict[str, list[int]]
+    failures: dict[str, list[int]]
 
     @classmethod
     def of(cls, flows: Flows) -> "FlowsOut":

@@ -257,3 +257,24 @@ def test_errors_are_ours(running: Running, sensor: str) -> None:
             plan=Plan(),
             start_at=None,
         )
+
+
+def test_figures_tell_the_success_rate_with_its_denominator_and_interval(
+    running: Running, fresh: Any, sensor: str
+) -> None:
+    statement = push(running, sensor)
+    view = roll_out(running, sensor, statement.version)
+    fleet = [fresh(sensor, version="0.9.0", model=f"m{number % 2}") for number in range(3)]
+    offers = [device.greet()["offer"] for device in fleet]
+    fleet[0].report(offers[0], "failed", reason="no_space")
+    for device in fleet[1:]:
+        device.reboot(statement.version, statement.bundle_seq)
+    wait_until(lambda: attempts_of(running, view) == {"failed": 1, "succeeded": 2}, "all have ended")
+    figures = devices.load_figures(running.desk, running.principal, sensor)["products"][sensor]
+    rate = figures["updates"]["bundles"][statement.version]
+    assert (rate["succeeded"], rate["finished"], round(rate["rate"], 3)) == (2, 3, 0.667)
+    assert 0 < rate["low"] < rate["rate"] < rate["high"] < 1
+    assert figures["updates"]["rollouts"][str(view.rollout.id)] == rate
+    assert figures["updates"]["hardware"]["m0"]["finished"] == 2
+    assert (figures["failures"], figures["outcomes"]) == ({"no_space": 1}, {"failed": 1, "succeeded": 2})
+    assert figures["firmware"] == {"0.9.0": 1, statement.version: 2}
