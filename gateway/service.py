@@ -60,7 +60,7 @@ def run(settings: Settings) -> int:
         stack.enter_context(_locked(settings.state_directory))
         database = Database(settings.database.url, pool_size=settings.database.pool_size)
         stack.callback(database.close)
-        stack.enter_context(identity.held(database, settings.broker.client_id))
+        own = stack.enter_context(identity.held(database, settings.broker.client_id))
         migrate.upgrade(database)
         gateway = Gateway(settings, database)
         gateway.start()
@@ -70,10 +70,24 @@ def run(settings: Settings) -> int:
             if not gateway.alive:
                 log.error("worker_died", action="exit")
                 return 1
+            if not _still_ours(own):
+                return 1
         _notify("STOPPING=1")
         gateway.stop()
         log.info("gateway_stopped", worker=settings.worker)
     return 0
+
+
+def _still_ours(own: identity.HeldIdentity) -> bool:
+    """Whether no other process has taken this identity, which can happen while the database restarts."""
+    try:
+        own.keep()
+    except StoreUnavailableError:
+        pass  # the batch waits too; nobody can take the lock of a database that is away
+    except SetupError as error:
+        log.error("identity_lost", action="exit", cause=str(error))
+        return False
+    return True
 
 
 class Gateway:

@@ -120,7 +120,7 @@ class Database:
             StoreUnavailableError: the database is away.
             StoreError: anything else it refuses.
         """
-        with _translated(self), self.engine.connect() as connection:
+        with translated(self), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection = connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -141,7 +141,7 @@ class Database:
             StoreError: anything else it refuses.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_translated(self))
+            stack.enter_context(translated(self))
             if self.is_sqlite:
                 stack.enter_context(self._writer)
             connection = stack.enter_context(self.engine.connect()).execution_options(fleetgate_writes=True)
@@ -172,13 +172,13 @@ class Joined:
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
         """As `Database.read`; sees also what `outer` has written."""
-        with _translated(self.database):
+        with translated(self.database):
             yield self.outer
 
     @contextlib.contextmanager
     def write(self, lock_names: Sequence[str] = ()) -> Iterator[Transaction]:
         """As `Database.write`, but the commit is that of `outer`."""
-        with _translated(self.database):
+        with translated(self.database):
             _lock(self.outer.connection, lock_names)
             with self.outer.connection.begin_nested():
                 yield self.outer
@@ -222,7 +222,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 @contextlib.contextmanager
-def _translated(database: Database) -> Iterator[None]:
+def translated(database: Database) -> Iterator[None]:
+    """Turns the library's errors into ours, for the block."""
     try:
         yield
     except IntegrityError as error:

@@ -26,48 +26,69 @@ def find_initdb() -> Path | None:
     return found[-1] if found else Path(on_path) if on_path else None
 
 
-@cache
-def postgresql_server() -> str:
-    """Starts a server on a socket of its own and gives its URL; it ends with the test run.
+class PostgresServer:
+    """A server of our own on its own socket, which can be stopped and started again.
 
     As root it runs as the user `postgres`, since initdb refuses root. Debian's own cluster is never touched.
     """
-    initdb = find_initdb()
-    if initdb is None:
-        message = "PostgreSQL is not installed: sudo apt-get install postgresql"
-        if os.environ.get("CI"):
-            pytest.fail(f"{message} (in CI its tests never skip)")
-        pytest.skip(message)
-    home = Path(tempfile.mkdtemp(prefix="fleetgate-pg-"))
-    as_user: list[str] = []
-    user = pwd.getpwuid(os.getuid()).pw_name
-    if os.getuid() == 0:
-        account = pwd.getpwnam("postgres")
-        os.chown(home, account.pw_uid, account.pw_gid)
-        as_user, user = ["runuser", "-u", "postgres", "--"], "postgres"
-    data = home / "data"
-    run = {"check": True, "capture_output": True, "cwd": home}
-    subprocess.run(
-        [*as_user, str(initdb), "-D", str(data), "-U", user, "-A", "trust", "-E", "UTF8", "--no-sync"], **run
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    control = [*as_user, str(initdb.with_name("pg_ctl")), "-D", str(data), "-w", "-l", str(home / "log")]
-    options = f"-k {home} -p {port} -c listen_addresses= -c fsync=off -c max_connections=200"
-    subprocess.run([*control, "-o", options, "start"], **run)
 
-    def end() -> None:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, cwd=home)
-        shutil.rmtree(home, ignore_errors=True)
+    def __init__(self) -> None:
+        initdb = find_initdb()
+        if initdb is None:
+            message = "PostgreSQL is not installed: sudo apt-get install postgresql"
+            if os.environ.get("CI"):
+                pytest.fail(f"{message} (in CI its tests never skip)")
+            pytest.skip(message)
+        self._home = home = Path(tempfile.mkdtemp(prefix="fleetgate-pg-"))
+        as_user: list[str] = []
+        user = pwd.getpwuid(os.getuid()).pw_name
+        if os.getuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(home, account.pw_uid, account.pw_gid)
+            as_user, user = ["runuser", "-u", "postgres", "--"], "postgres"
+        data = home / "data"
+        self._run(
+            *as_user, str(initdb), "-D", str(data), "-U", user, "-A", "trust", "-E", "UTF8", "--no-sync"
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        control = str(initdb.with_name("pg_ctl"))
+        self._control = [*as_user, control, "-D", str(data), "-w", "-l", str(home / "log")]
+        self._options = f"-k {home} -p {port} -c listen_addresses= -c fsync=off -c max_connections=200"
+        self.url = f"postgresql://{user}@/postgres?host={home}&port={port}"
+        atexit.register(self.end)
+        self.start()
 
-    atexit.register(end)
-    return f"postgresql://{user}@/postgres?host={home}&port={port}"
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        self._run(*self._control, "-o", self._options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stops it: `immediate` is as good as a power cut, `fast` ends every connection in order."""
+        self._run(*self._control, "-m", mode, "stop")
+
+    def end(self) -> None:
+        """Stops it for good and takes everything away. Repeating changes nothing."""
+        if not self._home.exists():
+            return
+        command = [*self._control, "-m", "immediate", "stop"]
+        subprocess.run(command, check=False, capture_output=True, cwd=self._home)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True, cwd=self._home)
 
 
-def new_postgresql(template: str = "template1") -> str:
-    """The URL of a new database, empty or as its template is."""
-    server = sa.make_url(postgresql_server()).set(drivername="postgresql+psycopg")
+@cache
+def postgresql_server() -> str:
+    """The URL of the server that all tests share; it ends with the test run."""
+    return PostgresServer().url
+
+
+def new_postgresql(template: str = "template1", server_url: str | None = None) -> str:
+    """The URL of a new database, empty or as its template is; on the shared server, or on another."""
+    server = sa.make_url(server_url or postgresql_server()).set(drivername="postgresql+psycopg")
     name = f"test_{uuid4().hex}"
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,23 +12,24 @@ import httpx
 import pytest
 from broker_fixtures import wait_until
 from databases import new_url
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 from running import Running, TestDevice, running_gateway
 
-from gateway.device.factory import DeviceCertificate
 from gateway.device.fleet import Broker, Fleet, Plan
-from gateway.device.messages import Profile, Voice, load_identity
-from provisioning.freshness import PAST_MS
-from provisioning.topics import Up
+from gateway.device.messages import Profile
 from store import reports
 from store.times import now_utc
 from store.verify import verify
 
 pytestmark = pytest.mark.faults
 DEVICES = 40
-BACKLOG = int(os.environ.get("FLEETGATE_BACKLOG", "8000"))
-"""Enough for the gateway to be down for over a minute; 20,000 take some four minutes in all."""
+
+
+def is_service_ready(running: Running) -> bool:
+    """What `/readyz` says: broker and database are there."""
+    try:
+        return httpx.get(f"{running.settings.http.url}/readyz", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 @contextmanager
@@ -58,10 +58,7 @@ def supervised(running: Running, database_url: str, kill_at: str) -> Iterator[li
                 process[0] = subprocess.Popen(command, env=environment)
 
     def is_ready() -> bool:
-        try:
-            return httpx.get(f"{running.settings.http.url}/readyz", trust_env=False).status_code == 200
-        except httpx.HTTPError:
-            return False
+        return is_service_ready(running)
 
     thread = threading.Thread(target=supervise)
     thread.start()
@@ -112,50 +109,6 @@ def test_killed_at_a_point_every_device_is_welcomed_and_counted_once(
         checked = verify(running.database)
         assert checked.ok, checked
         running.restart()
-
-
-def say_once(running: Running, made: DeviceCertificate, directory: Path) -> None:
-    """Connects, says one hello, waits for the broker's PUBACK, and is gone for good."""
-    place = running.installed.installation
-    identity = load_identity(made.pem, made.key_pem)
-    voice = Voice(identity, audience=place.audience, prefix=place.prefix)
-    cert, key = made.write(directory, "device")
-    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=identity.topic_name)
-    client.tls_set(str(place.broker_ca), str(cert), str(key))
-    client.connect("localhost", place.device_port)
-    while not client.is_connected():
-        assert client.loop(1.0) == paho.MQTT_ERR_SUCCESS
-    hello = voice.hello(nonce="only-once-1", ts=int(now_utc().timestamp() * 1000))
-    said = client.publish(voice.topic(Up.HELLO), hello, qos=1)
-    while not said.is_published():
-        assert client.loop(1.0) == paho.MQTT_ERR_SUCCESS
-    client.disconnect()
-
-
-@pytest.mark.timeout(900)
-def test_a_backlog_from_devices_that_never_repeat_is_welcomed_whole(tmp_path: Path) -> None:
-    with running_gateway(tmp_path / "fleetgate") as running:
-        authority = running.product("sensor")
-        made = [authority.issue(f"dev-{number}", now=now_utc()) for number in range(BACKLOG)]
-        running.gateway.stop()
-        down_at = time.monotonic()
-        for one in made:
-            say_once(running, one, tmp_path)
-        down_seconds = time.monotonic() - down_at
-        # Older hellos would be challenged, rightly, and these devices would not be there to answer.
-        assert down_seconds < PAST_MS / 1000 - 60, (
-            f"{BACKLOG} hellos took {down_seconds:.0f} s on this machine"
-        )
-        running.restart()
-
-        def welcomed() -> int:
-            with running.database.read() as tx:
-                return reports.count_devices(tx).get("sensor", 0)
-
-        wait_until(lambda: welcomed() == BACKLOG, "every device stands in the database", timeout_seconds=120)
-        assert running.gateway.pipeline.tally.set_aside == 0
-        checked = verify(running.database)
-        assert checked.ok, checked
 
 
 def test_after_kill_9_of_the_broker_its_devices_are_unknown_until_heard(tmp_path: Path) -> None:

@@ -1,9 +1,5 @@
 """Migrations: what they make is the schema that the code works with; forward only, once, one at a time."""
 
-import os
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from databases import new_url
 
 from provisioning.errors import SetupError
 from store import migrate
@@ -20,46 +17,10 @@ from store.database import Database
 from store.firmware_schema import metadata
 
 
-@pytest.fixture(scope="module")
-def postgresql_socket() -> Iterator[str]:
-    """The socket folder of a PostgreSQL server of our own, never Debian's cluster."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="fleetgate-pg-"))
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # initdb refuses root
-        shutil.chown(folder, "postgres", "postgres")
-        as_user = ["runuser", "-u", "postgres", "--"]
-
-    def run(program: str, *arguments: str) -> None:
-        command = [*as_user, f"{found[-1]}/{program}", "-D", f"{folder}/data", *arguments]
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    run("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
-    run(
-        "pg_ctl", "-w", "-o", f"-k {folder} -c listen_addresses= -c fsync=off", "-l", f"{folder}/log", "start"
-    )
-    yield str(folder)
-    run("pg_ctl", "-m", "immediate", "-w", "stop")
-    shutil.rmtree(folder)
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database without tables."""
-    if request.param == "sqlite":
-        database = Database(f"sqlite:///{tmp_path}/empty.db")
-    else:
-        folder = request.getfixturevalue("postgresql_socket")
-        name = f"t{abs(hash(request.node.nodeid))}"
-        admin = sa.create_engine(
-            f"postgresql+psycopg://postgres@/postgres?host={folder}", isolation_level="AUTOCOMMIT"
-        )
-        with admin.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        admin.dispose()
-        database = Database(f"postgresql://postgres@/{name}?host={folder}")
+    database = Database(new_url(request.param, tmp_path))
     yield database
     database.close()
 
