@@ -78,7 +78,7 @@ def find(tx: Transaction, organization_id: OrganizationId, name: str) -> DeviceV
         ConflictError: an identifier that several products have.
     """
     tries: list[sa.ColumnElement[bool]] = [devices.c.topic_name == name, devices.c.identifier == name]
-    if name.isdigit() and int(name) < 1 << 63:
+    if name.isascii() and name.isdigit() and len(name) <= 19 and int(name) < 1 << 63:
         tries.insert(0, devices.c.id == int(name))
     for condition in tries:
         found = [

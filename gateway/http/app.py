@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.http import problems
 from gateway.http.idempotency import Replayed
 from gateway.http.routes import api_keys, authorities, bundles, devices, figures, products, rollouts
+from gateway.http.text import refuse_nul
 from gateway.operations.desk import Desk
 
 
@@ -35,7 +36,8 @@ def create_app(
     app.state.desk = desk
     app.state.most_artifact_bytes = most_artifact_bytes
     for noun in (products, authorities, devices, figures, api_keys, bundles, rollouts):
-        app.include_router(noun.router)
+        app.include_router(noun.router, responses=problems.DESCRIBED, dependencies=[Depends(refuse_nul)])
+    app.openapi = lambda: problems.describe(app)  # type: ignore[method-assign]
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> dict[str, str]:

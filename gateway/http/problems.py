@@ -1,11 +1,13 @@
 """Errors as problem documents (RFC 9457): one type per class of error, the detail a person can act on."""
 
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from provisioning.errors import (
@@ -23,6 +25,27 @@ log: Final = structlog.get_logger()
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = 5
 """When to ask again while the database is away."""
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457); `type` is stable, `detail` a sentence for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None
+
+
+DESCRIBED: Final[dict[int | str, dict[str, Any]]] = {
+    "default": {
+        "description": "A problem (RFC 9457)",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+}
+"""What routes answer besides their own, for the description of the API."""
 
 
 class PreconditionError(FleetgateError):
@@ -44,6 +67,19 @@ _KINDS: Final[tuple[tuple[type[FleetgateError], int, str, str], ...]] = (
     (TransitionError, 409, "transition", "The object's life has no such step"),
     (StoreUnavailableError, 503, "database_away", "The database is not available"),
 )
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The application's OpenAPI document, with problem documents and the API key."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        app.openapi_schema = document
+    return app.openapi_schema
 
 
 def problem(status: int, kind: str, title: str, detail: str, **more: object) -> JSONResponse:

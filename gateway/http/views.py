@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from gateway.http.text import has_nul
 from provisioning.access import Role
 from provisioning.decision import Rule, first_failed
 from provisioning.errors import RejectReason
@@ -23,6 +24,13 @@ class Body(BaseModel):
     """What is sent: members that are not known are refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_nul(cls, sent: Any) -> Any:
+        if has_nul(sent):
+            raise ValueError("no text may have the character U+0000")
+        return sent
 
 
 class NewProduct(Body):

@@ -30,6 +30,7 @@ from provisioning.working import WorkingSet
 from store import devices, facts, products, registry, reports, writer
 from store.database import Transaction
 from store.devices import DeviceView, InboxItem
+from store.times import from_ms, to_ms
 
 MOST_GRANT: Final = timedelta(days=30)
 FOREIGN_CA: Final = Rule(
@@ -193,7 +194,7 @@ def grant(desk: Desk, principal: Principal, name: str, *, life: timedelta | None
         desk.expect(devices.find(tx, principal.organization_id, str(device.id)))
         if life is not None and device.state is DeviceState.RETIRED:
             raise TransitionError(f"device {device.identifier!r} is retired; that is for good")
-        until = None if life is None else now + life
+        until = None if life is None else from_ms(to_ms(now + life))  # as it is kept
         if device.new_key_until != until:
             working.save_device(replace(device, new_key_until=until))
             writer.apply(tx, working, now)

@@ -23,3 +23,18 @@ def test_every_section_says_what_it_means_and_who_does_what(reason: RejectReason
     text = re.findall(rf"^\*\*{part}:\*\* (.+)$", SECTIONS[reason], flags=re.MULTILINE)
     assert len(text) == 1, f"docs/errors.md, {reason}: expected one line that starts with **{part}:**"
     assert len(text[0]) > 5
+
+
+def test_the_words_of_problem_documents_are_those_of_the_api_page() -> None:
+    root = Path(__file__).parents[2]
+    rows = re.findall(
+        r"^\| `(\w+)` \|", (root / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    sources = [path.read_text(encoding="utf-8") for path in (root / "gateway" / "http").rglob("*.py")]
+    said = {
+        word
+        for text in sources
+        for word in re.findall(r'problem\(\s*\d+,\s*"(\w+)"', text)
+        + re.findall(r'^    \(\w+Error, \d+, "(\w+)"', text, flags=re.MULTILINE)
+    }
+    assert said | {"method_not_allowed", "http"} == set(rows)

@@ -8,7 +8,9 @@ from gateway.http import views
 from gateway.http.auth import AtDesk, Operator, Who
 from gateway.http.etags import make_etag
 from gateway.http.idempotency import AtDeskForEdit, Posted
+from gateway.http.text import has_nul
 from gateway.operations import products
+from provisioning.errors import InvalidError
 from provisioning.products import parse_jitp
 
 router = APIRouter(prefix="/api/v1/products", tags=["products"])
@@ -45,6 +47,8 @@ def set_jitp(
     desk: AtDeskForEdit, principal: Operator, product: str, body: dict[str, Any]
 ) -> views.ProductOut:
     """Replaces the settings by which the product takes in devices."""
+    if has_nul(body):
+        raise InvalidError("no text may have the character U+0000", field="body")
     return views.ProductOut.of(products.set_jitp(desk, principal, product, parse_jitp(body)))
 
 

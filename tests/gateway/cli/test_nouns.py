@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ import uvicorn
 from broker_fixtures import wait_until
 
 from gateway.cli import main
+from gateway.cli.stats import draw
 from gateway.device.factory import create_authority
 from gateway.http.app import create_app
 from gateway.mqtt.capath import CaPath
 from gateway.operations.desk import Desk
 from gateway.settings import Settings
+from provisioning.ids import ProductId
+from provisioning.statistics import Event, EventKind
+from store import counters
 from store.database import Database
 from store.ids import new_id
 
@@ -155,6 +159,79 @@ def test_each_kind_of_error_has_its_exit_code(
     monkeypatch.setenv("FLEETGATE_API_KEY", "fgk_wrong")
     code, _, error = run("product", "list")
     assert (code, error) == (4, "fleetgate: this key is unknown, expired or revoked\n")
+
+
+def test_grants_api_keys_and_figures_over_time(
+    served: Settings, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("product", "create", "pump")[0] == run("cohort", "create", "pump", "main")[0] == 0
+    assert run("device", "create", "pump", "pump-1")[0] == 0
+    assert json.loads(run("cohort", "show", "pump", "main", "--json")[1])["name"] == "main"
+    code, output, error = run("device", "grant", "pump-1", "--hours", 2, "--json")
+    assert code == 0, error
+    until = datetime.fromisoformat(json.loads(output)["new_key_until"])
+    assert timedelta(hours=1) < until - datetime.now(UTC) <= timedelta(hours=2)
+    assert "new key until" in run("device", "show", "pump-1")[1]
+    assert json.loads(run("device", "grant", "pump-1", "--withdraw", "--json")[1])["new_key_until"] is None
+    assert run("device", "grant", "pump-1", "--hours", 721)[0] == 2
+
+    code, output, error = run("api-key", "create", "look", "--role", "viewer", "--expires-days", 1, "--json")
+    assert code == 0, error
+    assert "it is not shown again" in error
+    made = json.loads(output)
+    monkeypatch.setenv("FLEETGATE_API_KEY", made["key"])
+    assert run("product", "list")[0] == 0
+    assert run("product", "create", "valve")[0] == 4
+    monkeypatch.delenv("FLEETGATE_API_KEY")
+    assert "look" in run("api-key", "list")[1]
+    assert run("api-key", "revoke", "look", "--yes")[0] == 0
+    code, _, error = run("api-key", "revoke", "admin", "--yes")
+    assert (code, "is the last admin key that works" in error) == (5, True)
+
+    now = datetime.now(UTC)
+    product = ProductId(int(json.loads(run("product", "show", "pump", "--json")[1])["id"]))
+    database = Database(served.database.url)
+    with database.write() as tx:
+        counters.record(
+            tx,
+            "w",
+            [
+                Event(at=at, kind=kind, product_id=product, cohort_id=None, device_id=None, word=word)
+                for at, kind, word in (
+                    (now, EventKind.CONNECTED, "hello"),
+                    (now - timedelta(hours=1), EventKind.CONNECTED, "hello"),
+                    (now - timedelta(hours=1), EventKind.DISCONNECTED, "will"),
+                )
+            ],
+        )
+    database.close()
+    code, output, error = run("stats", "--per", "hour", "--last", 3, "--json")
+    assert code == 0, error
+    flows = json.loads(output)
+    assert len(flows["starts"]) == 3
+    assert sum(flows["connects"]["hello"]) == 2
+    assert sum(flows["disconnects"]["will"]) == 1
+    assert flows["refusals"] == {}
+    code, output, error = run("stats", "--per", "hour", "--last", 3, "--product", "pump")
+    assert code == 0, error
+    assert "connects" in output
+    assert "▁" in output or "█" in output
+    assert f"3 hours from {flows['starts'][0]}, the last one still running" in output
+    assert run("stats", "--per", "hour", "--product", "none")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("counts", "width", "line"),
+    [
+        ([0, 0], 10, "··"),
+        ([0, 1, 4, 8], 10, "·▁▄█"),
+        ([5], 10, "█"),
+        ([1, 1, 1, 8, 8], 2, "▁█"),
+        ([1] * 120, 60, "█" * 60),
+    ],
+)
+def test_a_figure_is_bars_and_a_dot_for_nothing(counts: list[int], width: int, line: str) -> None:
+    assert draw(counts, width) == line
 
 
 def test_without_a_gateway_it_says_how_to_start_one(place: Path, run: Run) -> None:

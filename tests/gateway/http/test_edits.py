@@ -156,3 +156,25 @@ def test_a_cursor_says_nothing_to_read_and_comes_back_as_it_was(asked: Asked, ad
         assert parse_cursor("devices", make_cursor("devices", number)) == number
     refused = asked.ask(admin, "GET", "devices?cursor=17")
     assert (refused.status_code, refused.json()["field"]) == (422, "cursor")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "devices?product=%00", None),
+        ("GET", "devices/a%00", None),
+        ("POST", "products", {"name": "valve", "description": "a\0b"}),
+        ("POST", "products", {"name": "valve", "tags": ["a\0b"]}),
+        ("PUT", "products/pump/jitp", {"identifier_pattern": "a\0b"}),
+    ],
+)
+def test_text_that_no_database_keeps_is_refused(
+    asked: Asked, admin: str, method: str, path: str, body: Any
+) -> None:
+    refused = asked.ask(admin, method, path, body)
+    assert (refused.status_code, "U+0000" in refused.json()["detail"]) == (422, True)
+
+
+@pytest.mark.parametrize("name", ["³", "٣", "9" * 5000, str(1 << 63)])
+def test_a_name_that_is_nearly_a_number_is_only_a_name(asked: Asked, admin: str, name: str) -> None:
+    assert asked.ask(admin, "GET", f"devices/{name}").status_code == 404
