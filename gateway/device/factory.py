@@ -79,6 +79,12 @@ class DeviceCertificate:
     chain: tuple[x509.Certificate, ...]
 
     @property
+    def certificate_name(self) -> str:
+        """The CN of the device's certificate."""
+        (name,) = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(name.value)
+
+    @property
     def der_chain(self) -> tuple[bytes, ...]:
         """The chain as a hello carries it."""
         return tuple(link.public_bytes(serialization.Encoding.DER) for link in self.chain)
