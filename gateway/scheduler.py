@@ -23,6 +23,7 @@ from provisioning.updates import apply_timeout
 from store import attempts, audit, counters, due, facts, leases, registry, rollouts, writer
 from store.attempts import OpenAttempt
 from store.database import Database, StoreUnavailableError, Transaction
+from store.due import DeviceKind
 from store.locks import device_lock
 from store.times import from_ms, to_ms
 
@@ -34,6 +35,8 @@ TICK_SECONDS: Final = 0.5
 FILL_CHUNK: Final = 500
 FILL_AHEAD_MINUTES: Final = 3
 CHUNK: Final = 200
+REFILL_SECONDS: Final = 5.0
+"""Between two passes over a cohort whose connected devices were not all offered the bundle."""
 
 
 class Scheduler:
@@ -51,6 +54,7 @@ class Scheduler:
         self._wake = wake
         self._away = False
         self._renew_at = 0.0
+        self._refill_at: dict[RolloutId, float] = {}
         self._scheduler = BackgroundScheduler(
             timezone="UTC", executors={"default": ThreadPoolExecutor(1)}, logger=_Quiet()
         )
@@ -70,7 +74,9 @@ class Scheduler:
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Ends after the tick it is in, and gives the lease back."""
+        """Ends after the tick it is in, and gives the lease back. Repeating changes nothing."""
+        if not self._scheduler.running:
+            return
         self._scheduler.shutdown(wait=True)
         try:
             with self._database.write() as tx:
@@ -142,26 +148,43 @@ class Scheduler:
             return due.fill(tx, rollout, FILL_CHUNK, to_ms(now))
 
     def _complete(self, number: RolloutId, now: datetime) -> None:
+        """Ends a rollout with nothing left to do, or considers devices again that nobody has marked.
+
+        A hello that was decided while the rollout began may have seen it as scheduled, and the pass over the
+        cohort may have come too early to see its device: such devices are found here.
+        """
         with self._database.read() as tx:
             rollout = rollouts.load_any(tx, number)
-            if rollout is None or self._has_work(tx, rollout):
+            if rollout is None or due.has_work(tx, rollout):
                 return
+            left = self._untried(tx, rollout)
+        refill = any(kind.connected for kind in left)
+        if left and (not refill or time.monotonic() < self._refill_at.get(number, 0.0)):
+            return
         with self._database.write() as tx:
             rollout = rollouts.lock(tx, [number]).get(number)
-            if rollout is None or rollout.state is not RolloutState.RUNNING or self._has_work(tx, rollout):
+            if rollout is None or rollout.state is not RolloutState.RUNNING or due.has_work(tx, rollout):
+                return
+            if refill:
+                self._refill_at[number] = time.monotonic() + REFILL_SECONDS
+                rollouts.refill(tx, number)
+                return
+            if self._untried(tx, rollout):
                 return
             move(tx, rollout, RolloutState.COMPLETED, now, worker=self._worker, actor="scheduler")
+        self._refill_at.pop(number, None)
         log.info("rollout_completed", rollout=number, version=rollout.bundle.version)
 
-    def _has_work(self, tx: Transaction, rollout: Rollout) -> bool:
-        if due.has_work(tx, rollout):
-            return True
+    def _untried(self, tx: Transaction, rollout: Rollout) -> list[DeviceKind]:
+        """The kinds of devices that could take the bundle and were never offered it."""
         kinds = due.list_untried_kinds(tx, rollout)
         if not kinds:
-            return False
+            return []
         versions = registry.load_registry(tx)[0].versions.get(rollout.product_id, {})
-        return any(
-            fits(
+        return [
+            kind
+            for kind in kinds
+            if fits(
                 rollout.bundle,
                 model=kind.hardware_model,
                 revision=kind.hardware_revision,
@@ -169,8 +192,7 @@ class Scheduler:
                 if kind.firmware_bundle_seq is not None
                 else versions.get(kind.firmware_version, 0),
             )
-            for kind in kinds
-        )
+        ]
 
     def _time_out(self, now: datetime) -> None:
         with self._database.read() as tx:

@@ -29,12 +29,13 @@ class Marked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceKind:
-    """What decides whether a bundle fits: hardware, and what runs."""
+    """What decides whether a bundle fits: hardware, and what runs; and whether such devices are connected."""
 
     hardware_model: str
     hardware_revision: str
     firmware_version: str
     firmware_bundle_seq: int | None
+    connected: bool
 
 
 def put(tx: Transaction, broker: str, marks: Mapping[DeviceId, int], at_ms: int) -> None:
@@ -152,8 +153,10 @@ def list_untried_kinds(tx: Transaction, rollout: Rollout) -> list[DeviceKind]:
         devices.c.firmware_version,
         devices.c.firmware_bundle_seq,
     )
+    online = sa.func.coalesce(connections.c.state, "") == ConnectionState.ONLINE.value
     query = (
-        sa.select(*columns)
+        sa.select(*columns, online.label("connected"))
+        .outerjoin(connections, connections.c.device_id == devices.c.id)
         .where(
             devices.c.cohort_id == rollout.cohort_id,
             devices.c.state == DeviceState.ACTIVE.value,
@@ -169,6 +172,7 @@ def list_untried_kinds(tx: Transaction, rollout: Rollout) -> list[DeviceKind]:
             hardware_revision=row.hardware_revision,
             firmware_version=row.firmware_version,
             firmware_bundle_seq=row.firmware_bundle_seq,
+            connected=bool(row.connected),
         )
         for row in tx.connection.execute(query)
     ]

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from provisioning.ids import CohortId, OrganizationId
+from provisioning.ids import CohortId, OrganizationId, RolloutId
 from provisioning.rollouts import Rollout
-from provisioning.statistics import ALL_TIME, FLOWS, Per, success_rate
+from provisioning.statistics import ALL_TIME, FLOWS, EventKind, Per, success_rate
 from store.database import Transaction
 from store.firmware_schema import bundles
-from store.schema import cohorts, counters, credentials, inbox, products
+from store.schema import cohorts, counters, credentials, events, inbox, products
 from store.times import from_ms, to_ms
 
 
@@ -214,3 +214,11 @@ def list_cohort_names(tx: Transaction) -> dict[CohortId, tuple[str, str]]:
         )
     )
     return {CohortId(row.id): (row.product, row.name) for row in rows}
+
+
+def count_rollout_events(tx: Transaction, rollout: RolloutId, word: str) -> int:
+    """How often a rollout has come to a state, from its events."""
+    query = sa.select(sa.func.count()).where(
+        events.c.kind == EventKind.ROLLOUT.value, events.c.source_id == rollout, events.c.word == word
+    )
+    return int(tx.connection.execute(query).scalar_one())

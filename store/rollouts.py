@@ -108,6 +108,13 @@ def move(tx: Transaction, rollout: Rollout, to: RolloutState, at: datetime) -> b
     return moved.rowcount == 1
 
 
+def refill(tx: Transaction, number: RolloutId) -> None:
+    """Lets the cohort's devices be considered again from the first one on; the row must be locked."""
+    tx.connection.execute(
+        sa.update(rollouts).where(rollouts.c.id == number).values(filled=False, filled_to=0)
+    )
+
+
 def list_startable(tx: Transaction, now: datetime) -> list[RolloutId]:
     """Scheduled rollouts whose time has come."""
     query = (

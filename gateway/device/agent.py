@@ -24,6 +24,7 @@ from paho.mqtt.properties import Properties
 
 from gateway.device.installer import Installer, InstallError
 from gateway.device.messages import (
+    LEAST_HEARTBEAT_SECONDS,
     LONGEST_WAIT_SECONDS,
     Presence,
     Profile,
@@ -243,7 +244,9 @@ class Agent:
                 if self._slots is not None:
                     self._slots.settle()
                     self._take_offer(reply.offer or self._slots.state.offer)
-                self._heartbeat_seconds = reply.heartbeat_seconds or self._heartbeat_seconds
+                self._heartbeat_seconds = max(
+                    LEAST_HEARTBEAT_SECONDS, reply.heartbeat_seconds or self._heartbeat_seconds
+                )
                 self._beat_later(client)
             case Result.PENDING | Result.BUSY | Result.REJECTED:
                 wait = spread(reply.retry_after_seconds or LONGEST_WAIT_SECONDS)
@@ -264,6 +267,8 @@ class Agent:
         slots, offer = self._slots, parse_offer(document)
         if slots is None or offer is None or offer.revision < slots.state.revision:
             return
+        if not self._product:
+            return  # it came before the welcome, which says whose device this is, and carries it again
         if self._installing is not None and self._installing.is_alive():
             return  # the same again, or one that comes when this one is through
         if offer.cancelled:

@@ -12,6 +12,7 @@ import queue
 import resource
 import selectors
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 import httpx
 
-from gateway.device.messages import Result
+from gateway.device.messages import Result, full_jitter, spread
 from gateway.device.simulated import Broker, Outcome, Plan, SimulatedDevice
 from gateway.device.updates import Offer
 
@@ -30,7 +31,7 @@ __all__ = ["Broker", "Fleet", "FleetReport", "Outcome", "Plan"]
 MISC_SECONDS: Final = 5.0
 SELECT_SECONDS: Final = 0.05
 DOWNLOADERS: Final = 4
-TRIES: Final = 3
+TRIES: Final = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +93,7 @@ class Fleet:
         self._pause = 1.0 / connects_per_second if connects_per_second else 0.0
         self._next_dial = 0.0
         self._closing = False
+        self._stopping = threading.Event()
         _allow_files(len(plans) + 100)
         self.devices = [SimulatedDevice(plan, broker, self) for plan in plans]
 
@@ -153,6 +155,7 @@ class Fleet:
     def close(self) -> None:
         """Every device says goodbye."""
         self._closing = True
+        self._stopping.set()
         for device in self.devices:
             device.leave()
         self._write()
@@ -189,19 +192,21 @@ class Fleet:
         self._downloads.submit(work)
 
     def _fetch(self, url: str, sha256: str) -> bool:
-        for _ in range(TRIES):
+        """Downloads and digests; tries again for a while, since gateways restart, and asks when to come back."""
+        for tries in range(1, TRIES + 1):
             found = hashlib.sha256()
+            wait = full_jitter(tries, first=0.5)
             try:
                 with self._http.stream("GET", url) as response:
-                    if response.status_code == 429:
-                        time.sleep(float(response.headers.get("retry-after", "1")) / 4)
-                        continue
-                    response.raise_for_status()
-                    for chunk in response.iter_bytes():
-                        found.update(chunk)
+                    if response.is_success:
+                        for chunk in response.iter_bytes():
+                            found.update(chunk)
+                        return found.hexdigest() == sha256
+                    wait = spread(float(response.headers.get("retry-after", wait)))
             except httpx.HTTPError:
-                continue
-            return found.hexdigest() == sha256
+                pass  # broken, or nobody there at the moment
+            if self._stopping.wait(wait):
+                return False
         return False
 
     # --- Connections

@@ -33,6 +33,7 @@ from provisioning.strictjson import parse_json
 from provisioning.topics import DEFAULT_PREFIX, Up, is_topic_name
 
 PROTOCOL_VERSION: Final = 1
+MOST_WAIT_SECONDS: Final = 3600.0
 LEAST_HEARTBEAT_SECONDS: Final = 10.0
 """No reply makes a device speak more often: replies are not signed."""
 MAX_CHAIN: Final = 3
@@ -301,8 +302,11 @@ def full_jitter(tries: int, *, first: float = FIRST_WAIT_SECONDS) -> float:
 
 
 def spread(seconds: float) -> float:
-    """A wait that the gateway asked for, and up to a fifth more, so that a herd does not come back at once."""
-    return seconds * (1.0 + secrets.randbelow(200) / 1000)
+    """A wait that the gateway asked for, and up to a fifth more, so that a herd does not come back at once.
+
+    An hour at most: replies are not signed, and nobody may silence a device with one.
+    """
+    return min(seconds, MOST_WAIT_SECONDS) * (1.0 + secrets.randbelow(200) / 1000)
 
 
 def parse_reply(data: bytes) -> Reply:

@@ -24,6 +24,7 @@ from paho.mqtt.properties import Properties
 
 from gateway.device.factory import DeviceCertificate, new_key
 from gateway.device.messages import (
+    LEAST_HEARTBEAT_SECONDS,
     Presence,
     Profile,
     Reply,
@@ -306,7 +307,9 @@ class SimulatedDevice:
             self._later(spread(reply.retry_after_seconds or 600.0), self._say_hello)
             return
         self._tries, self._losses, self._known = 0, 0, True
-        self._heartbeat_seconds = reply.heartbeat_seconds or self._heartbeat_seconds
+        self._heartbeat_seconds = max(
+            LEAST_HEARTBEAT_SECONDS, reply.heartbeat_seconds or self._heartbeat_seconds
+        )
         self._later(self._heartbeat_seconds * (0.5 + secrets.randbelow(500) / 1000), self._beat)
         self._settle_update()
         if reply.offer is not None:
@@ -340,6 +343,8 @@ class SimulatedDevice:
         offer = parse_offer(document)
         if offer is None or not self.plan.keys or offer.revision < self._revision:
             return
+        if self.outcome.product is None:
+            return  # it came before the welcome, which carries it again
         running = self._offer
         if running is not None and running.offer_id == offer.offer_id and offer.revision == self._revision:
             return  # the same again, with fresh addresses: it is under way

@@ -9,12 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from broker_fixtures import DEADLINE_SECONDS, wait_until
 from cryptography.hazmat.primitives.asymmetric import ec
 from databases import new_url
 from firmware import KEY, KEYS, attempts_of, make_product, push, roll_out, state_of
 from running import Running, TestDevice, random_name, running_gateway
 
+from gateway import scheduler
 from gateway.operations import devices, rollouts
 from provisioning.attempts import AttemptState
 from provisioning.bundles import BundleStatement, verify_statement
@@ -22,6 +24,7 @@ from provisioning.bundles import sign_statement as sign
 from provisioning.errors import FleetgateError
 from provisioning.rollouts import Plan, RolloutState
 from provisioning.topics import Up
+from store.firmware_schema import rollouts as table
 from store.times import now_utc
 from store.verify import verify
 
@@ -278,3 +281,27 @@ def test_figures_tell_the_success_rate_with_its_denominator_and_interval(
     assert figures["updates"]["hardware"]["m0"]["finished"] == 2
     assert (figures["failures"], figures["outcomes"]) == ({"no_space": 1}, {"failed": 1, "succeeded": 2})
     assert figures["firmware"] == {"0.9.0": 1, statement.version: 2}
+
+
+def test_a_device_that_nobody_marked_is_found(running: Running, fresh: Any, sensor: str) -> None:
+    """A hello that was decided while its rollout began: too late for the pass, too early for the mark."""
+    device = fresh(sensor, version="0.9.0")
+    device.greet()
+    statement = push(running, sensor)
+    running.gateway.stop()
+    (view,) = rollouts.create(
+        running.desk,
+        running.principal,
+        product=sensor,
+        version=statement.version,
+        cohorts=["main"],
+        plan=Plan(),
+        start_at=None,
+    )
+    with running.database.write() as tx:
+        scheduler.move(tx, view.rollout, RolloutState.RUNNING, now_utc(), worker="test", actor="scheduler")
+        tx.connection.execute(
+            sa.update(table).where(table.c.id == view.rollout.id).values(filled=True, filled_to=1 << 62)
+        )
+    running.restart()
+    assert device.documents("offer")["version"] == statement.version
