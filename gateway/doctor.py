@@ -30,6 +30,7 @@ from gateway.secrets import load_root_secret
 from gateway.settings import BrokerSettings, Settings
 from provisioning.errors import FleetgateError, SetupError
 from store import migrate
+from store.blobs import Blobs
 from store.database import Database
 
 _BROKER_SECONDS: Final = 15.0  # mosquitto publishes $SYS every 10 s, and keeps the last for who subscribes
@@ -58,6 +59,22 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield examine_version(settings.broker)
     yield examine_capath(settings.broker.capath)
     yield from examine_database(settings.database.url)
+    yield examine_blobs(settings)
+
+
+def examine_blobs(settings: Settings) -> Finding:
+    """The blob store: a probe can be written, read and deleted."""
+    try:
+        Blobs(settings.blobs.url, settings.state_directory / "uploads").check()
+    except FleetgateError as error:
+        return Finding(
+            name="blobs",
+            ok=False,
+            detail=str(error),
+            advice="set blobs.url, make the folder writable for the service's account, or check the bucket's "
+            "credentials in the environment",
+        )
+    return Finding(name="blobs", ok=True, detail=f"{settings.blobs.url} can be written and read")
 
 
 def examine_secret(settings: Settings) -> Finding:

@@ -33,6 +33,8 @@ from provisioning.strictjson import parse_json
 from provisioning.topics import DEFAULT_PREFIX, Up, is_topic_name
 
 PROTOCOL_VERSION: Final = 1
+LEAST_HEARTBEAT_SECONDS: Final = 10.0
+"""No reply makes a device speak more often: replies are not signed."""
 MAX_CHAIN: Final = 3
 """Certificates in a hello, leaf first (protocol, section 5)."""
 
@@ -304,7 +306,7 @@ def spread(seconds: float) -> float:
 
 
 def parse_reply(data: bytes) -> Reply:
-    """Take a reply apart.
+    """Take a reply apart; a result of a later version is read as `busy`.
 
     Raises:
         MessageError: MALFORMED_JSON, or MALFORMED_MESSAGE with the member at fault.
@@ -313,27 +315,25 @@ def parse_reply(data: bytes) -> Reply:
     if not isinstance(document, dict):
         raise MessageError(RejectReason.MALFORMED_MESSAGE, "expected a JSON object as the reply")
     word = document.get("result")
+    if not isinstance(word, str):
+        raise MessageError(RejectReason.MALFORMED_MESSAGE, f"'result' is none of {', '.join(Result)}")
     try:
-        result = Result(str(word))
+        result = Result(word)
     except ValueError:
-        raise MessageError(
-            RejectReason.MALFORMED_MESSAGE,
-            f"'result' is none of {', '.join(Result)}",
-        ) from None
+        result = Result.BUSY  # a word of a later gateway (docs/protocol.md, section 7)
     device = document.get("device")
     offer = document.get("offer")
-    server_time = document.get("server_time")
     return Reply(
         nonce=_text(document, "for"),
         result=result,
         reason=_text(document, "reason"),
-        retry_after_seconds=_number(document, "retry_after_seconds"),
+        retry_after_seconds=_seconds(document, "retry_after_seconds"),
         challenge=_text(document, "challenge"),
         identifier=_text(device, "identifier") if isinstance(device, dict) else None,
         product=_text(document, "product"),
         cohort=_text(document, "cohort"),
-        heartbeat_seconds=_number(document, "heartbeat_seconds"),
-        server_time=server_time if isinstance(server_time, int) else None,
+        heartbeat_seconds=_seconds(document, "heartbeat_seconds"),
+        server_time=_integer(document, "server_time"),
         offer=offer if isinstance(offer, dict) else None,
     )
 
@@ -391,6 +391,12 @@ def _text(document: Mapping[str, object], member: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _number(document: Mapping[str, object], member: str) -> float | None:
+def _seconds(document: Mapping[str, object], member: str) -> float | None:
+    """A duration, or None where there is none that could be one."""
+    value = _integer(document, member)
+    return None if value is None or value < 0 else float(value)
+
+
+def _integer(document: Mapping[str, object], member: str) -> int | None:
     value = document.get(member)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -7,19 +7,12 @@ Pure: what is trusted, what runs and what was ever installed are arguments. `slo
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from provisioning.bundles import (
-    BundleStatement,
-    check_floor,
-    check_forward,
-    check_hardware,
-    verify_statement,
-)
+from provisioning.bundles import REFUSAL_WORDS, BundleStatement, check_update, verify_statement
+from provisioning.decision import first_failed
 from provisioning.errors import MessageError, RejectReason, VerificationError
 from provisioning.ids import KeyId
-
-_WORDS: Final = {RejectReason.BUNDLE_PRODUCT: "wrong_product"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,14 +90,22 @@ def check_offer(offer: Offer, trust: Trust) -> BundleStatement:
     try:
         statement = verify_statement(offer.statement, trust.keys, product=trust.product)
     except (MessageError, VerificationError) as error:
-        raise RefusedOfferError(_WORDS.get(error.reason, "statement_invalid"), error.detail) from error
-    for rule, word in (
-        (check_forward(statement, max(trust.running_seq, trust.highest_seq - 1)), "not_above_installed"),
-        (check_hardware(statement, trust.hardware_model, trust.hardware_revision), "wrong_hardware"),
-        (check_floor(statement, trust.running_seq), "not_above_installed"),
-    ):
-        if rule.passed is False:
-            raise RefusedOfferError(word, rule.detail)
+        word = (
+            REFUSAL_WORDS["product"] if error.reason is RejectReason.BUNDLE_PRODUCT else "statement_invalid"
+        )
+        raise RefusedOfferError(word, error.detail) from error
+    rule = first_failed(
+        check_update(
+            statement,
+            product=trust.product,
+            model=trust.hardware_model,
+            revision=trust.hardware_revision,
+            highest_seq=trust.highest_seq,
+            running_seq=trust.running_seq,
+        )
+    )
+    if rule is not None:
+        raise RefusedOfferError(REFUSAL_WORDS[rule.name], rule.detail)
     offered = {(one.name, one.size, one.sha256) for one in offer.artifacts}
     signed = {(one.name, one.size, one.sha256) for one in statement.artifacts}
     if offered != signed:

@@ -27,6 +27,18 @@ def test_all_is_well(installed_broker: InstalledBroker) -> None:
     assert f"schema {migrate.head()}" in findings["database"].detail
 
 
+def test_a_blob_store_that_cannot_be_used(installed_broker: InstalledBroker, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    settings = settings_of(installed_broker)
+    broken = settings.model_copy(
+        update={"blobs": settings.blobs.model_copy(update={"url": str(tmp_path / "file")})}
+    )
+    found = doctor.examine_blobs(broken)
+    assert not found.ok
+    assert "cannot be used" in found.detail
+    assert found.advice is not None
+
+
 def test_a_broker_that_is_away(installed_broker: InstalledBroker) -> None:
     broker = settings_of(installed_broker).broker
     (port,) = free_ports(1)
