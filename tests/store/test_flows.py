@@ -84,6 +84,8 @@ def test_each_bucket_has_what_happened_in_it(fleet: Database) -> None:
         "disconnects": {"timeout": [0, 2, 0], "will": [0, 2, 0]},
         "enrollments": {"jitp": [0, 0, 2]},
         "refusals": {},
+        "outcomes": {},
+        "failures": {},
     }
     assert load(fleet, Per.MINUTE, 3, "p2").words["connects"] == {"hello": [2, 0, 0]}
     hours = load(fleet, Per.HOUR, 2)

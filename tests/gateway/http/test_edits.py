@@ -2,16 +2,24 @@
 
 import base64
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_fixtures import Asked
+import sqlalchemy as sa
+from api_fixtures import Asked, served_api
+from broker_fixtures import wait_until
+from databases import new_migrated_url
 
 from gateway.device.factory import create_authority
 from gateway.http.cursors import make_cursor, parse_cursor
-from provisioning.access import Role
+from gateway.operations import products
+from provisioning.access import Principal, Role
 from provisioning.errors import InvalidError
+from provisioning.products import JitpSettings
+from store.database import Database
 from store.times import now_utc
 
 
@@ -98,6 +106,38 @@ def test_of_many_edits_of_one_state_one_is_made(asked: Asked, admin: str) -> Non
     for thread in threads:
         thread.join(60)
     assert sorted(answer.status_code for answer in answered) == [200] + [412] * 5
+
+
+def test_an_edit_looks_only_once_the_one_before_it_is_over(tmp_path: Path) -> None:
+    database = Database(new_migrated_url("postgresql", tmp_path))  # SQLite has one writer at a time anyway
+    with served_api(database) as asked:
+        key = asked.key("admin", Role.ADMIN)
+        assert asked.ask(key, "POST", "products", {"name": "pump"}).is_success
+        seen = etag(asked, key, "products/pump")
+        principal = Principal(organization_id=asked.organization_id, name="admin", role=Role.ADMIN)
+        answered: list[httpx.Response] = []
+
+        def edit() -> None:
+            answered.append(asked.ask(key, "PUT", "products/pump/jitp", {"quota": 2}, If_Match=seen))
+
+        def waits() -> bool:
+            with database.read() as tx:
+                query = (
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+                )
+                return tx.connection.execute(sa.text(query)).scalar_one() > 0
+
+        thread = threading.Thread(target=edit)
+        with database.write() as tx:
+            desk = replace(asked.desk, database=database.join(tx))
+            products.set_jitp(desk, principal, "pump", JitpSettings(quota=1))
+            thread.start()
+            wait_until(waits, "the second edit waits for the first")
+        thread.join(60)
+        assert [answer.status_code for answer in answered] == [412]
+        assert asked.ask(key, "GET", "products/pump").json()["jitp"]["quota"] == 1
+    database.close()
 
 
 @pytest.mark.parametrize("header", ["x", 'W/"x"', '"x", y', '""'])
