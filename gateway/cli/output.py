@@ -115,14 +115,14 @@ def print_object(value: Row, *, as_json: bool) -> None:
 def text_of(value: object) -> str:
     """A value for people: yes and no, – for none, control characters escaped."""
     match value:
-        case None | "" | [] | {}:
+        case None | "" | []:
             return "–"
         case bool():
             return "yes" if value else "no"
         case list() | tuple():
             return ", ".join(text_of(item) for item in value)
         case dict():
-            return ", ".join(f"{key}={text_of(item)}" for key, item in value.items())
+            return ", ".join(f"{key}={text_of(item)}" for key, item in value.items()) or "–"
         case _:
             return "".join(
                 char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()

@@ -4,32 +4,23 @@ import contextlib
 import json
 import os
 import pwd
-import secrets
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
-from gateway.cli.api import Api, open_api
 from gateway.cli.init import create_first_organization
-from gateway.device.factory import Authority, create_authority
-from gateway.device.fleet import Broker, Fleet, FleetReport, Plan
-from gateway.device.messages import Profile
+from gateway.device.fleet import Broker
 from gateway.installation import Installation, create_installation
 from gateway.settings import Settings
 from provisioning.errors import NotFoundError, SetupError
-from store import reports
-from store.database import Database
 from store.times import now_utc
-from store.verify import verify
 
 MARKER: Final = ".fleetgate-demo"
 START_SECONDS: Final = 30.0

@@ -134,7 +134,9 @@ def test_each_refusal_says_which(served: Served) -> None:
     assert get(served.url()).json()["type"] == "urn:fleetgate:problem:url_withdrawn"
     served.open = True
     counted = {reason: served.tally.refused[reason] - before[reason] for reason in served.tally.refused}
-    assert counted == dict.fromkeys(("url_expired", "url_malformed", "url_foreign", "url_forged", "url_withdrawn"), 1)
+    assert counted == dict.fromkeys(
+        ("url_expired", "url_malformed", "url_foreign", "url_forged", "url_withdrawn"), 1
+    )
 
 
 def test_beyond_the_bound_devices_come_back_later_and_a_client_that_goes_gives_its_place_back(
