@@ -7,7 +7,7 @@ from typing import Final
 from gateway.demo.script import PRODUCTS, Script
 from gateway.device.factory import Fault
 from gateway.device.messages import Profile
-from gateway.device.simulated import Churn, Fate, Forgery, Plan
+from gateway.device.plans import Churn, Fate, Forgery, Plan
 from store.times import now_utc
 
 INTRUDER: Final = "intruder-"

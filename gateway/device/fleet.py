@@ -23,7 +23,8 @@ from typing import Any, Final
 import httpx
 
 from gateway.device.messages import Result, full_jitter, spread
-from gateway.device.simulated import Broker, Outcome, Plan, SimulatedDevice
+from gateway.device.plans import Broker, Outcome, Plan
+from gateway.device.simulated import SimulatedDevice
 from gateway.device.updates import Offer
 
 __all__ = ["Broker", "Fleet", "FleetReport", "Outcome", "Plan"]

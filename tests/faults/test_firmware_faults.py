@@ -21,7 +21,7 @@ from running import Running, running_gateway
 
 from gateway.device.fleet import Broker, Fleet, FleetReport
 from gateway.device.messages import Profile
-from gateway.device.simulated import Plan
+from gateway.device.plans import Plan
 from gateway.mqtt.broker import free_ports
 from gateway.operations import rollouts
 from provisioning import rollouts as core

@@ -14,7 +14,7 @@ from running import Running, running_gateway
 from gateway.device.factory import Fault, create_authority
 from gateway.device.fleet import Broker, Fleet, FleetReport
 from gateway.device.messages import Profile, full_jitter, spread
-from gateway.device.simulated import Churn, Fate, Forgery, Plan
+from gateway.device.plans import Churn, Fate, Forgery, Plan
 from gateway.operations import devices, rollouts
 from provisioning.devices import DeviceState
 from store.times import now_utc

@@ -248,6 +248,8 @@ def test_a_topic_above_its_rate_is_acknowledged_and_counted(
     taken = collect(transport, 6)
     assert [incoming.payload for incoming in taken] == [*numbers(5), b"another topic"]
     assert transport.stats().rate_limited == 15
+    for incoming in taken:
+        transport.acknowledge(incoming)
     transport.close()
     after = installed.transport()
     assert after.drain(timeout_seconds=0.3) == [], "what was limited does not come again"
