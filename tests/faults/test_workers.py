@@ -25,12 +25,13 @@ def test_two_workers_share_devices_and_count_nothing_twice(tmp_path: Path) -> No
     with running_gateway(tmp_path / "fleetgate", url) as running:
         authority = running.product("sensor")
         first = running.settings
-        (port,) = free_ports(1)
+        port, download_port = free_ports(2)
         second = first.model_copy(
             update={
                 "worker": "worker-2",
                 "broker": first.broker.model_copy(update={"client_id": f"{first.broker.client_id}-2"}),
                 "http": first.http.model_copy(update={"port": port}),
+                "downloads": first.downloads.model_copy(update={"port": download_port}),
             }
         )
         other_database = Database(url)
