@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.operations.desk import Desk
 from provisioning.access import Principal
+from provisioning.attempts import AttemptState, Ending, end
 from provisioning.certificates import parse_chain
 from provisioning.decision import Rule, first_failed
 from provisioning.devices import ConnectionState, Device, DeviceState
@@ -30,6 +31,7 @@ from provisioning.working import WorkingSet
 from store import devices, facts, products, registry, reports, writer
 from store.database import Transaction
 from store.devices import DeviceView, InboxItem
+from store.locks import device_lock
 from store.times import from_ms, to_ms
 
 MOST_GRANT: Final = timedelta(days=30)
@@ -141,7 +143,7 @@ def set_blocked(desk: Desk, principal: Principal, name: str, *, blocked: bool) -
         keys = [KeyId(key) for key in devices.list_keys(tx, view.device.id)]
     allowed_in = DeviceState.ACTIVE if keys else DeviceState.PENDING
     to = DeviceState.BLOCKED if blocked else allowed_in
-    locks = [*keys, f"{view.device.product_id}/{view.device.identifier}"]
+    locks = _locks(view, keys)
     with desk.database.write(locks) as tx:
         working = _working_set(tx, desk, view, keys)
         device = working.devices[view.device.id]
@@ -166,6 +168,10 @@ def set_blocked(desk: Desk, principal: Principal, name: str, *, blocked: bool) -
             )
             if blocked and device.id in working.connections:
                 end_connection(working, device, "blocked", ConnectionState.OFFLINE, now)
+            attempt = working.attempts.get(device.id)
+            if blocked and attempt is not None:
+                ending = Ending(state=AttemptState.CANCELLED, reason="device_blocked")
+                working.save_attempt(end(attempt, ending, now), now)
             writer.apply(tx, working, now)
             action = "device.block" if blocked else "device.unblock"
             desk.note(tx, principal, action, device.id, before={"state": device.state}, after={"state": to})
@@ -285,6 +291,13 @@ def check_certificate(
         identity, working, hello=None, audience=desk.audience, now=now, new_id=desk.new_id
     )
     return rules + result.rules
+
+
+def _locks(view: DeviceView, keys: list[KeyId]) -> list[str]:
+    """Everything under which others decide over this device: its keys, its name, its place on the broker."""
+    device = view.device
+    names = [*keys, f"{device.product_id}/{device.identifier}"]
+    return names if device.topic_name is None else [*names, device_lock(device.broker, device.topic_name)]
 
 
 def _working_set(tx: Transaction, desk: Desk, view: DeviceView, keys: list[KeyId]) -> WorkingSet:

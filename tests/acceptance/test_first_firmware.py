@@ -196,6 +196,7 @@ def test_nothing_leaks_to_another_product_or_cohort(running: Running, fresh: Any
     assert httpx.get(stolen).json()["type"] == "urn:fleetgate:problem:url_foreign"
     devices.set_blocked(running.desk, running.principal, ours.identity.topic_name, blocked=True)
     assert httpx.get(artifact["url"]).json()["type"] == "urn:fleetgate:problem:url_withdrawn"
+    assert attempts_of(running, view) == {"cancelled": 1}
 
 
 def test_an_override_goes_before_every_rollout(running: Running, fresh: Any, sensor: str) -> None:
