@@ -190,7 +190,7 @@ def test_a_shared_group_is_stolen_only_by_who_knows_its_name(
 
 
 def test_a_ca_added_while_running_is_trusted_at_the_next_handshake(
-    installed_broker: InstalledBroker, tmp_path: Path
+    installed_broker: InstalledBroker, tmp_path: Path, gateway: Transport
 ) -> None:
     authority = pki.create_authority("Registered later", datetime.now(UTC))
     pair = device_pair(tmp_path, authority, "late-1")
@@ -200,6 +200,7 @@ def test_a_ca_added_while_running_is_trusted_at_the_next_handshake(
     CaPath(installed_broker.installation.capath).add("late", authority.pem)
     with Party(installed_broker, pair) as device:
         device.publish("fg/v1/late-1/presence", b"here")
+    assert [incoming.payload for incoming in take(gateway, 1)] == [b"here"]  # and nothing is left for others
     assert installed_broker.broker.pid == pid is not None
 
 
