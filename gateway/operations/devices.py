@@ -194,7 +194,7 @@ def grant(desk: Desk, principal: Principal, name: str, *, life: timedelta | None
     view = find(desk, principal, name)
     with desk.database.read() as tx:
         keys = [KeyId(key) for key in devices.list_keys(tx, view.device.id)]
-    with desk.database.write([*keys, f"{view.device.product_id}/{view.device.identifier}"]) as tx:
+    with desk.database.write(_locks(view, keys)) as tx:
         working = _working_set(tx, desk, view, keys)
         device = working.devices[view.device.id]
         desk.expect(devices.find(tx, principal.organization_id, str(device.id)))

@@ -2,11 +2,13 @@
 
 import base64
 import json
+import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+from broker_fixtures import wait_until
 
 from gateway.device.factory import Authority, create_authority
 from gateway.operations import authorities, devices, products
@@ -22,6 +24,7 @@ from provisioning.products import JitpSettings
 from store import organizations
 from store.database import Database
 from store.ids import new_id
+from store.locks import device_lock
 from store.schema import audit
 from store.times import now_utc
 from store.verify import verify
@@ -153,3 +156,31 @@ def test_who_may_grant_what(place: Place) -> None:
         with pytest.raises(InvalidError, match="a grant lasts 1–720 hours"):
             devices.grant(place.desk, place.admin, "d-1", life=life)
     assert place.until() is None
+
+
+def test_a_grant_waits_for_a_hello_and_takes_nothing_of_it_back(place: Place) -> None:
+    assert place.hello() == "welcome"
+    database = place.desk.database
+    assert isinstance(database, Database)
+    thread = threading.Thread(
+        target=devices.grant, args=[place.desk, place.admin, "d-1"], kwargs={"life": HOUR}
+    )
+
+    def waits() -> bool:
+        if database.is_sqlite:
+            return thread.is_alive()  # one writer at a time: it cannot be over
+        with database.read() as tx:
+            query = (
+                "SELECT count(*) FROM pg_stat_activity "
+                "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            return tx.connection.execute(sa.text(query)).scalar_one() > 0
+
+    with database.write([device_lock("main", "d-1")]) as tx:  # as the pipeline does for a hello
+        tx.connection.execute(sa.text("UPDATE devices SET firmware_version = '2'"))
+        thread.start()
+        wait_until(waits, "the grant waits for the hello")
+    thread.join(60)
+    device = devices.find(place.desk, place.admin, "d-1").device
+    assert device.firmware_version == "2"
+    assert device.new_key_until is not None
