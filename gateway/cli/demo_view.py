@@ -76,7 +76,7 @@ def _rollouts(rollouts: Sequence[Mapping[str, Any]], report: FleetReport) -> Tab
         table.add_column(column, no_wrap=column != "")
     for rollout in sorted(rollouts, key=lambda one: (one["product"], one["cohort"])):
         states = rollout["attempts"]
-        whole = max(1, cohorts[rollout["product"], rollout["cohort"]], sum(states.values()))
+        whole = max(cohorts[rollout["product"], rollout["cohort"]], sum(states.values()))
         good = states.get("succeeded", 0)
         bad = sum(states.get(state, 0) for state in _BAD)
         flying = sum(states.get(state, 0) for state in _FLYING)
@@ -98,7 +98,7 @@ def _stacked(good: int, bad: int, flying: int, whole: int) -> Text:
     for end, (mark, style) in zip(
         ends, (("█", "green"), ("█", "red"), ("▒", "cyan"), ("░", "dim")), strict=True
     ):
-        until = round(BAR * min(end, whole) / whole)
+        until = round(BAR * min(end, whole) / max(1, whole))
         text.append(mark * (until - begin), style)
         begin = until
     return text
