@@ -31,7 +31,7 @@ from store import attempts, reports
 from store.times import now_utc
 from store.verify import verify
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(500)]
 DEVICES = 24
 
 
@@ -202,9 +202,9 @@ def test_two_workers_offer_under_one_limit_and_one_of_them_dies(tmp_path: Path) 
                     kill_and_start(1)
                 return all_updated(fleet)
 
-            report = fleet.run(150, until=half_way)
+            report = fleet.run(300, until=half_way)
             wait_until(
-                lambda: attempts_of(running, view) == {"succeeded": 40}, f"all succeed: {report.updates}", 30
+                lambda: attempts_of(running, view) == {"succeeded": 40}, f"all succeed: {report.updates}", 90
             )
             fleet.close()
             assert killed["done"]
