@@ -31,7 +31,7 @@ from store import attempts, reports
 from store.times import now_utc
 from store.verify import verify
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 DEVICES = 24
 
 
@@ -152,7 +152,8 @@ def workers(running: Running, url: str, count: int, directory: Path) -> Iterator
         own = {
             "FLEETGATE_DATABASE__URL": url,
             "FLEETGATE_WORKER": f"worker-{number}",
-            "FLEETGATE_BROKER__CLIENT_ID": f"{settings.broker.client_id}-{number}",
+            # The first is the gateway that was stopped: an absent member would keep its share of the messages.
+            "FLEETGATE_BROKER__CLIENT_ID": settings.broker.client_id + (f"-{number}" if number else ""),
             "FLEETGATE_BROKER__SESSION_EXPIRY_SECONDS": "60",
             "FLEETGATE_STATE_DIRECTORY": str(directory / f"state-{number}"),
             "FLEETGATE_HTTP__PORT": str(ports[number]),
@@ -202,9 +203,9 @@ def test_two_workers_offer_under_one_limit_and_one_of_them_dies(tmp_path: Path) 
                     kill_and_start(1)
                 return all_updated(fleet)
 
-            report = fleet.run(300, until=half_way)
+            report = fleet.run(150, until=half_way)
             wait_until(
-                lambda: attempts_of(running, view) == {"succeeded": 40}, f"all succeed: {report.updates}", 90
+                lambda: attempts_of(running, view) == {"succeeded": 40}, f"all succeed: {report.updates}", 30
             )
             fleet.close()
             assert killed["done"]
