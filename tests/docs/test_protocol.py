@@ -25,6 +25,7 @@ from provisioning.bundles import (
 from provisioning.envelope import key_id_of, load_spki, pae, parse_envelope, payload_type, verify_envelope
 from provisioning.errors import RejectReason
 from provisioning.messages import Progress
+from provisioning.rollouts import Plan
 from provisioning.strictjson import parse_json
 
 PROTOCOL = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -137,3 +138,13 @@ def test_every_state_every_reason_and_every_refusal_of_an_address_has_its_row() 
 def rows_order(reason: RejectReason) -> int:
     order = ["url_malformed", "url_forged", "url_foreign", "url_expired", "url_withdrawn"]
     return order.index(reason) if reason in order else -1
+
+
+def test_the_limits_of_an_attempt_are_those_of_a_plan_with_their_defaults() -> None:
+    rows = re.findall(r"^\| [a-z ]+ \| ([0-9 ]+) s \| .* \| `([a-z_]+)` \|$", SECTION_15, flags=re.MULTILINE)
+    plan = Plan()
+    assert [(int(seconds.replace(" ", "")), word) for seconds, word in rows] == [
+        (plan.accept_seconds, "not_accepted_in_time"),
+        (plan.step_seconds, "step_too_long"),
+        (plan.total_seconds, "attempt_too_long"),
+    ]
