@@ -169,7 +169,8 @@ def timeout_of(attempt: Attempt) -> tuple[datetime, str]:
     total = attempt.offered_at + timedelta(seconds=limits.total_seconds), "attempt_too_long"
     match attempt.state:
         case AttemptState.OFFERED:
-            step = attempt.offered_at + timedelta(seconds=limits.accept_seconds), "not_accepted_in_time"
+            # The latest offer: one that was put off is offered anew, and has its whole time again.
+            step = attempt.stepped_at + timedelta(seconds=limits.accept_seconds), "not_accepted_in_time"
         case AttemptState.WAITING | AttemptState.DEFERRED:
             return total
         case _:

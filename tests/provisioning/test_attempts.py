@@ -17,6 +17,7 @@ from provisioning.attempts import (
     Ending,
     Timeouts,
     clean_reason,
+    defer,
     end,
     judge_hello,
     resume,
@@ -177,6 +178,14 @@ def test_what_a_hello_says_of_an_open_attempt(
 def test_when_an_attempt_ends_by_itself(state: str, seconds: int, reason: str) -> None:
     attempt = make(state=AttemptState(state))
     assert timeout_of(attempt) == (NOW + timedelta(seconds=seconds), reason)
+
+
+def test_what_was_put_off_has_its_whole_time_to_be_accepted_again() -> None:
+    later = NOW + timedelta(seconds=300)  # longer than an offer waits to be accepted
+    put_off = defer(make(), later, NOW)
+    assert timeout_of(put_off) == (NOW + timedelta(seconds=600), "attempt_too_long")
+    again = resume(put_off, 2, later)
+    assert timeout_of(again) == (later + timedelta(seconds=60), "not_accepted_in_time")
 
 
 def test_a_step_that_is_alive_is_not_timed_out_but_the_whole_is() -> None:
