@@ -14,7 +14,7 @@ import structlog
 
 from provisioning.devices import Connection, ConnectionState
 from provisioning.sessions import end_connection
-from store import answers, audit, brokers, connections, facts, registry, reports, writer
+from store import answers, audit, brokers, connections, facts, reports, writer
 from store.connections import OpenConnection
 from store.database import Database, StoreUnavailableError
 from store.locks import device_lock
@@ -129,17 +129,8 @@ class Housekeeping:
         locks = [device_lock(self._broker, connection.topic_name) for connection in found]
         now = self._clock()
         with self._database.write(locks) as tx:
-            known, _ = registry.load_registry(tx)
-            working = facts.load_working_set(
-                tx,
-                known,
-                broker=self._broker,
-                worker=self._worker,
-                keys=(),
-                identifiers=(),
-                topic_names=(),
-                device_ids=[connection.device_id for connection in found],
-            )
+            numbers = [connection.device_id for connection in found]
+            working = facts.load_devices(tx, numbers, broker=self._broker, worker=self._worker)
             ended = 0
             for connection in found:
                 current = working.connections.get(connection.device_id)

@@ -15,7 +15,7 @@ from gateway.faults import reach
 from provisioning.attempts import Attempt, AttemptState, Ending, end, resume
 from provisioning.devices import ConnectionState
 from provisioning.ids import AttemptId, DeviceId
-from provisioning.offers import OfferDecision, OfferFacts, Source, decide_offer
+from provisioning.offers import OfferDecision, OfferFacts, Source, decide_offer, is_offering
 from provisioning.pacing import Flight, count_room
 from provisioning.rollouts import Override, Rollout
 from provisioning.working import Registry, WorkingSet
@@ -102,11 +102,14 @@ class Offerer:
             source = self._lock(tx, source_id, marked)
             if source is None:
                 return []
+            flight = attempts.load_flight(tx, source.id, now)
+            if is_offering(source) and count_room(source.plan, flight) == 0:
+                return []  # they stay marked until there is room
             one_round = _Round(
                 source=source,
                 working=self._load(tx, source, marked),
                 present=present or (),
-                flight=attempts.load_flight(tx, source.id, now),
+                flight=flight,
                 opened=[],
                 done=set(),
             )
@@ -134,15 +137,12 @@ class Offerer:
 
     def _load(self, tx: Transaction, source: Source, marked: list[Marked]) -> WorkingSet:
         known, _ = registry.load_registry(tx)
-        return facts.load_working_set(
+        return facts.load_devices(
             tx,
-            _with(known, source, marked),
+            [one.device_id for one in marked],
             broker=self._broker,
             worker=self._worker,
-            keys=(),
-            identifiers=(),
-            topic_names=(),
-            device_ids=[one.device_id for one in marked],
+            registry=_with(known, source, marked),
         )
 
     def _decide(self, tx: Transaction, one_round: _Round, marked: list[Marked], now: datetime) -> None:

@@ -202,17 +202,8 @@ class Scheduler:
 
     def _end(self, overdue: list[OpenAttempt], broker: str, now: datetime) -> None:
         with self._database.write([device_lock(broker, one.topic_name) for one in overdue]) as tx:
-            known, _ = registry.load_registry(tx)
-            working = facts.load_working_set(
-                tx,
-                known,
-                broker=broker,
-                worker=self._worker,
-                keys=(),
-                identifiers=(),
-                topic_names=(),
-                device_ids=[one.device_id for one in overdue],
-            )
+            numbers = [one.device_id for one in overdue]
+            working = facts.load_devices(tx, numbers, broker=broker, worker=self._worker)
             ended: list[Attempt] = [
                 attempt
                 for one in overdue

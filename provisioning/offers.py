@@ -273,9 +273,9 @@ def _check_pace(decision: OfferDecision, facts: OfferFacts, source: Source, _now
     return bool(rule.passed)
 
 
-def is_offering(rollout: Rollout) -> bool:
-    """Whether the offerer may open attempts for it."""
-    return rollout.state in OFFERING
+def is_offering(source: Source) -> bool:
+    """Whether the offerer may open attempts for it at all; an override's period is decided with each device."""
+    return isinstance(source, Override) or source.state in OFFERING
 
 
 def render_offer(attempt: Attempt, bundle: Bundle, url_of: Callable[[str, str], str]) -> dict[str, Any]:

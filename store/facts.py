@@ -30,6 +30,7 @@ from provisioning.ids import (
 from provisioning.working import Registry, WorkingSet
 from store import attempts
 from store.database import Transaction, parts
+from store.registry import load_registry
 from store.schema import brokers, connections, credentials, devices, products
 from store.times import from_ms
 
@@ -103,6 +104,31 @@ def load_working_set(
         query = sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(sorted(by_product)))
         facts.enrolled = {ProductId(row.id): row.enrolled for row in tx.connection.execute(query)}
     return facts
+
+
+def load_devices(
+    tx: Transaction,
+    device_ids: Iterable[DeviceId],
+    *,
+    broker: str,
+    worker: str,
+    registry: Registry | None = None,
+) -> WorkingSet:
+    """The facts of devices that did not speak: their time has come, or an operator did.
+
+    Args:
+        registry: to decide by; None: as it is now.
+    """
+    return load_working_set(
+        tx,
+        load_registry(tx)[0] if registry is None else registry,
+        broker=broker,
+        worker=worker,
+        keys=(),
+        identifiers=(),
+        topic_names=(),
+        device_ids=device_ids,
+    )
 
 
 def read_device(row: sa.Row[Any]) -> Device:

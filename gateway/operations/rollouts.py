@@ -194,17 +194,7 @@ def _call_off(desk: Desk, number: RolloutId, now: datetime) -> None:
 def _call_off_chunk(desk: Desk, found: list[OpenAttempt], broker: str, now: datetime) -> None:
     numbers = [one.device_id for one in found]
     with desk.database.write([device_lock(broker, one.topic_name) for one in found]) as tx:
-        known, _ = registry.load_registry(tx)
-        working = facts.load_working_set(
-            tx,
-            known,
-            broker=broker,
-            worker=desk.worker,
-            keys=(),
-            identifiers=(),
-            topic_names=(),
-            device_ids=numbers,
-        )
+        working = facts.load_devices(tx, numbers, broker=broker, worker=desk.worker)
         revisions = attempts.load_revisions(tx, numbers)
         ending = Ending(state=AttemptState.CANCELLED, reason="rollout_cancelled")
         for device_id in numbers:
