@@ -15,12 +15,25 @@ from typing import Any, Final, Protocol, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from provisioning.errors import ConflictError, SetupError, StoreError
 from store.locks import FairLock, advisory_keys
 
 _Item = TypeVar("_Item")
 _MOST_IN: Final = 500  # values in one IN: far below SQLite's limit of 32,766 and a plan that stays cached
+_READ_ONLY: Final = "25006"
+"""SQLSTATE read_only_sql_transaction: the standby that a failover has not promoted yet."""
+_POSTGRES: Final = {
+    "connect_timeout": "10",
+    # A host that vanishes without a word is noticed within a minute, idle or in the middle of a statement.
+    "keepalives": "1",
+    "keepalives_idle": "20",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+"""libpq's connection parameters; what the URL says goes first."""
 _BUSY_TIMEOUT_MS: Final = 10_000  # another process on the same SQLite file; in this one the fair lock waits
 
 
@@ -103,6 +116,8 @@ class Database:
         if self.is_sqlite:
             options["connect_args"] = {"check_same_thread": False}
             options["poolclass"] = sa.QueuePool
+        else:
+            options["connect_args"] = {k: v for k, v in _POSTGRES.items() if k not in parsed.query}
         self.engine: Final = sa.create_engine(parsed, **options)
         self._writer: Final = FairLock()
         if self.is_sqlite:
@@ -233,8 +248,13 @@ def translated(database: Database) -> Iterator[None]:
             f"database {database} is not available: {_first_line(error.orig)}; "
             "`fleetgate doctor` checks it, and work goes on by itself once it is back"
         ) from error
+    except PoolTimeoutError as error:
+        raise StoreUnavailableError(
+            f"database {database}: no connection was free in time; database.pool_size bounds them"
+        ) from error
     except DBAPIError as error:
-        kind = StoreUnavailableError if error.connection_invalidated else StoreError
+        away = error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
+        kind = StoreUnavailableError if away else StoreError
         raise kind(f"database {database}: {_first_line(error.orig)}") from error
     except SQLAlchemyError as error:
         raise StoreError(f"database {database}: {error}") from error
