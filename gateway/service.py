@@ -49,8 +49,7 @@ def run(settings: Settings) -> int:
         The exit code: 0 after a clean end.
 
     Raises:
-        SetupError: something it needs is missing or in use; nothing was changed.
-        StoreUnavailableError: the database is away at start.
+        SetupError: something it needs is missing, away or in use; nothing was changed.
     """
     logs.configure(settings.log)
     stopping = threading.Event()
@@ -60,9 +59,16 @@ def run(settings: Settings) -> int:
         stack.enter_context(_locked(settings.state_directory))
         database = Database(settings.database.url, pool_size=settings.database.pool_size)
         stack.callback(database.close)
-        own = stack.enter_context(identity.held(database, settings.broker.client_id))
-        migrate.upgrade(database)
-        gateway = Gateway(settings, database)
+        try:
+            own = stack.enter_context(identity.held(database, settings.broker.client_id))
+            migrate.upgrade(database)
+        except StoreUnavailableError as error:
+            reason = str(error).partition(";")[0]
+            raise SetupError(
+                f"not started: {reason}; start the database or set database.url, then start again "
+                "(systemd does so by itself)"
+            ) from error
+        gateway = Gateway(settings, database, own)
         gateway.start()
         _notify("READY=1")
         log.info("gateway_ready", worker=settings.worker, broker=settings.broker.name, database=str(database))
@@ -93,8 +99,11 @@ def _still_ours(own: identity.HeldIdentity) -> bool:
 class Gateway:
     """One worker's parts, started and stopped together."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, own: identity.HeldIdentity | None = None
+    ) -> None:
         self._settings = settings
+        self._own = own or identity.HeldIdentity(database, settings.broker.client_id)
         self._database = database
         challenge_key = secrets.derive(secrets.load_root_secret(settings.root_secret_file), "challenge v1")
         broker = settings.broker
@@ -179,6 +188,7 @@ class Gateway:
         self.transport.close()
         self.housekeeping.stop()
         self.http.stop()
+        self._own.close()
 
     def _work(self) -> None:
         while True:
@@ -207,7 +217,11 @@ class Gateway:
         attempt = 0
         while True:
             try:
+                self._own.keep()  # without its lock, another may be working under this name
                 return self.pipeline.work(batch)
+            except SetupError as error:
+                log.error("identity_lost", action="exit", cause=str(error))
+                return None
             except StoreUnavailableError as error:
                 log.warning("database_away", action="batch_waits", cause=str(error))
             if self._stopping.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]):
