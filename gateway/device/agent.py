@@ -22,7 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from gateway.device.installer import Installer, InstallError
+from gateway.device.installer import AddressRefusedError, Installer, InstallError
 from gateway.device.messages import (
     LEAST_HEARTBEAT_SECONDS,
     LONGEST_WAIT_SECONDS,
@@ -46,6 +46,8 @@ from provisioning.topics import DEFAULT_PREFIX, Up
 
 LOOP_SECONDS: Final = 0.2
 HELLO_LIFE_SECONDS: Final = 300
+MOST_REFUSALS: Final = 3
+"""Refused addresses in a row, each after a fresh offer, before an update has failed."""
 STABLE_SECONDS: Final = 60.0
 """A connection that held so long starts the waiting anew; one that is taken over at once does not."""
 
@@ -102,6 +104,8 @@ class Agent:
         self._steps: queue.SimpleQueue[tuple[str, str, dict[str, Any]]] = queue.SimpleQueue()
         self._installing: threading.Thread | None = None
         self._reboots = False
+        self._refused = threading.Event()
+        self._refusals = 0
         self._product = ""
         self._stopping = threading.Event()
         self._nonce = ""
@@ -177,6 +181,10 @@ class Agent:
             if self._act is not None and time.monotonic() >= self._act_at:
                 self._act()
             self._report_steps(client)
+            if self._refused.is_set() and self._installing is not None:
+                self._installing.join()
+                self._refused.clear()
+                self._say_hello(client)  # its welcome brings fresh addresses, if it is still offered
             if self._reboots:
                 client.publish(
                     self._voice.topic(Up.PRESENCE), self._voice.presence(Presence.REBOOTING), qos=1
@@ -243,7 +251,7 @@ class Agent:
                 self._tries, self._known, self._product = 0, True, reply.product or ""
                 if self._slots is not None:
                     self._slots.settle()
-                    self._take_offer(reply.offer or self._slots.state.offer)
+                    self._take_offer(reply.offer or (None if self._refusals else self._slots.state.offer))
                 self._heartbeat_seconds = max(
                     LEAST_HEARTBEAT_SECONDS, reply.heartbeat_seconds or self._heartbeat_seconds
                 )
@@ -307,6 +315,16 @@ class Agent:
 
         try:
             Installer(slots, offer, statement, tell, self._stopping).run()
+        except AddressRefusedError as error:
+            self._refusals += 1
+            self._tell(f"an address was refused ({error.word}); asking for fresh ones")
+            if self._refusals < MOST_REFUSALS:
+                self._refused.set()
+                return
+            self._refusals = 0
+            slots.end_update(offer.offer_id, "failed", "url_refused")
+            tell("failed", {"reason": "url_refused", "detail": error.word})
+            return
         except InstallError as error:
             if self._stopping.is_set():
                 return  # it goes on at the next start

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import httpx
 
+from gateway.device.messages import spread
 from gateway.device.slots import Slots
 from gateway.device.updates import Offer, OfferedArtifact
 from provisioning.bundles import BundleStatement
@@ -31,6 +32,14 @@ class InstallError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class AddressRefusedError(Exception):
+    """An address is not served any more: a hello may bring a fresh one. What has come stays. `word`: why."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(word)
+        self.word = word
 
 
 class Installer:
@@ -61,6 +70,7 @@ class Installer:
         """Downloads, verifies, installs.
 
         Raises:
+            AddressRefusedError: an address is not served any more.
             InstallError: it ended otherwise.
         """
         whole = sum(artifact.size for artifact in self._offer.artifacts)
@@ -86,22 +96,30 @@ class Installer:
         if file.exists() and file.stat().st_size == artifact.size:
             return file
         part = file.with_suffix(".part")
-        last = "no answer"
-        for _ in range(TRIES):
+        last, tries = "no answer", 0
+        while tries < TRIES and not self._stopping.is_set():
+            pause = PAUSE_SECONDS
             try:
                 self._fetch_once(artifact, part)
                 if part.stat().st_size == artifact.size:
                     part.replace(file)
                     return file
                 last = f"{part.stat().st_size} of {artifact.size} bytes"
+                tries += 1
             except httpx.HTTPStatusError as error:
-                if error.response.status_code in (403, 404, 410):
-                    raise InstallError("url_refused", _word_of(error.response)) from error
+                status = error.response.status_code
+                if status in (403, 404, 410):
+                    raise AddressRefusedError(_word_of(error.response)) from error
                 last = str(error)
+                asked = error.response.headers.get("retry-after", "")
+                if status == 429 and asked.isdigit():
+                    pause = spread(int(asked))  # no fault of ours, and no try
+                else:
+                    tries += 1
             except httpx.HTTPError as error:
                 last = str(error)
-            if self._stopping.wait(PAUSE_SECONDS):
-                break
+                tries += 1
+            self._stopping.wait(pause)
         raise InstallError("download_failed", f"{artifact.name}: {last}")
 
     def _fetch_once(self, artifact: OfferedArtifact, part: Path) -> None:
