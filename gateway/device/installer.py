@@ -124,13 +124,18 @@ class Installer:
 
     def _fetch_once(self, artifact: OfferedArtifact, part: Path) -> None:
         have = part.stat().st_size if part.exists() else 0
+        if have >= artifact.size:  # an answer that was longer than what was signed
+            part.unlink()
+            have = 0
         headers = {"Range": f"bytes={have}-", "If-Range": f'"{artifact.sha256}"'} if have else {}
         with httpx.stream("GET", artifact.url, headers=headers, timeout=30.0, trust_env=False) as answer:
+            if answer.is_error:
+                answer.read()  # the word, while the answer is open
             answer.raise_for_status()
             with part.open("ab" if answer.status_code == 206 else "wb") as output:
                 for chunk in answer.iter_bytes():
                     output.write(chunk)
-                    if self._stopping.is_set():
+                    if self._stopping.is_set() or output.tell() > artifact.size:
                         return
 
 
@@ -143,7 +148,6 @@ def _digest(file: Path) -> str:
 
 
 def _word_of(answer: httpx.Response) -> str:
-    with contextlib.suppress(ValueError, httpx.HTTPError):
-        answer.read()
+    with contextlib.suppress(ValueError, AttributeError):  # a proxy's page, or JSON that is no problem
         return str(answer.json().get("type", "")).rpartition(":")[2]
     return str(answer.status_code)

@@ -2,61 +2,25 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agents import agent_of, settings
 from broker_fixtures import wait_until
 from cryptography.hazmat.primitives.asymmetric import ec
-from firmware import KEYS, attempts_of, make_product, push, roll_out
-from running import Running, random_name, running_gateway
+from firmware import attempts_of, make_product, push, roll_out
+from running import Running, running_gateway
 
-from gateway.device.agent import Agent, AgentSettings
-from gateway.device.messages import Profile
 from gateway.device.slots import Image, Slots
 from provisioning.envelope import key_id_of, spki_of
-from store.times import now_utc
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running_gateway(tmp_path_factory.mktemp("running") / "fleetgate") as gateway:
         yield gateway
-
-
-def settings(running: Running, directory: Path, product: str) -> AgentSettings:
-    place = running.installed.installation
-    cert, key = running.made[product].issue(random_name("dev"), now=now_utc()).write(directory)
-    return AgentSettings(
-        cert=cert,
-        key=key,
-        host="localhost",
-        port=place.device_port,
-        cafile=place.broker_ca,
-        audience=place.audience,
-        prefix=place.prefix,
-        profile=Profile(model="agent", version="0.9.0"),
-        state=directory / "state",
-        signing_keys=KEYS,
-    )
-
-
-@contextmanager
-def agent_of(chosen: AgentSettings) -> Iterator[list[str]]:
-    """An agent that runs; gives what it tells."""
-    heard: list[str] = []
-    agent = Agent(chosen, heard.append)
-    thread = threading.Thread(target=agent.run)
-    thread.start()
-    try:
-        yield heard
-    finally:
-        agent.stop()
-        thread.join(timeout=20)
-        assert not thread.is_alive()
 
 
 def test_it_installs_reboots_and_is_seen_running_the_new_image(running: Running, tmp_path: Path) -> None:
