@@ -116,8 +116,8 @@ class Offerer:
             self._decide(tx, one_round, marked, now)
             due.remove(tx, one_round.done)
             writer.apply(tx, one_round.working, now)
-        reach("after_offer")
         if one_round.opened:
+            reach("after_offer")
             log.info(
                 "offers_made", count=len(one_round.opened), source=source_id, version=source.bundle.version
             )

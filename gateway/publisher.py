@@ -88,7 +88,8 @@ class Publisher:
             ):
                 break  # no connection, or the broker is behind: the outbox keeps the rest
             taken += 1
-        reach("after_offer_publish")
+        if taken:
+            reach("after_offer_publish")
         return taken
 
     def encode(self, attempt: Attempt) -> bytes:

@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from broker_fixtures import wait_until
 from databases import new_url
 from faults.test_kill import is_service_ready, supervised
@@ -96,11 +96,22 @@ def test_killed_while_offering_every_device_is_updated_once(tmp_path: Path, kind
     with running_gateway(tmp_path / "fleetgate", url) as running:
         product = make_product(running, "sensor")
         statement = push(running, product)
-        view = plan_rollout(running, product, statement.version, seconds=2, most_in_flight=8)
+        # Offers within welcomes need a rollout that has begun; offers on their topic, devices that are there before.
+        seconds = 0 if point == "after_publish" else 2
+        view = plan_rollout(running, product, statement.version, seconds=seconds, most_in_flight=8)
+        if not seconds:
+            wait_until(lambda: starts(running, view) == 1, "the rollout starts")
         running.gateway.stop()
+        found: list[tuple[int, int, int]] = []
+
+        def look() -> None:
+            states = attempts_of(running, view)
+            made = sum(states.values())
+            found.append((starts(running, view), made, made - states.get("succeeded", 0)))
+
         # The start is reached once; the others again and again.
-        count = 1 if point.endswith("_start") else 3 if point == "after_publish" else 2
-        with supervised(running, url, f"{point}:{count}") as ended:
+        count = 1 if point.endswith("_start") else 2
+        with supervised(running, url, f"{point}:{count}", look) as ended:
             fleet = fleet_of(running, product, DEVICES)
             report = fleet.run(90, until=all_updated)
             with running.database.read() as tx:
@@ -108,6 +119,14 @@ def test_killed_while_offering_every_device_is_updated_once(tmp_path: Path, kind
             fleet.close()
             wait_until(lambda: attempts_of(running, view) == {"succeeded": DEVICES}, f"all succeed: {still}")
         assert ended[0] == -9, f"the gateway should have been killed at {point}"
+        started, made, in_flight = found[0]
+        assert started == (point != "before_start"), "the rollout had begun, or not, when it died"
+        if point.endswith("_start"):
+            assert made == 0
+        else:
+            assert 0 < made < DEVICES, "some had been offered it when it died, and others not"
+            assert in_flight <= 8
+            assert in_flight or point == "before_offer", "an offer was under way when it died"
         check(running, view, DEVICES, report)
         running.restart()
 
@@ -134,48 +153,68 @@ def starts(running: Running, view: Any) -> int:
         return reports.count_rollout_events(tx, view.rollout.id, "running")
 
 
-@contextmanager
-def workers(running: Running, url: str, count: int, directory: Path) -> Iterator[Callable[[int], None]]:
+class Workers:
     """Real services on one broker and one database, each with an identity and ports of its own."""
-    processes: list[subprocess.Popen[bytes]] = []
-    environments: list[dict[str, str]] = []
 
-    def kill_and_start(number: int) -> None:
-        """As systemd does after a crash."""
-        processes[number].kill()
-        assert processes[number].wait(timeout=30) == -9
-        processes[number] = serve(running, environments[number])
-
-    settings = running.settings
-    ports = [settings.http.port, *free_ports(2 * count)]
-    for number in range(count):
-        own = {
-            "FLEETGATE_DATABASE__URL": url,
-            "FLEETGATE_WORKER": f"worker-{number}",
-            # The first is the gateway that was stopped: an absent member would keep its share of the messages.
-            "FLEETGATE_BROKER__CLIENT_ID": settings.broker.client_id + (f"-{number}" if number else ""),
-            "FLEETGATE_BROKER__SESSION_EXPIRY_SECONDS": "60",
-            "FLEETGATE_STATE_DIRECTORY": str(directory / f"state-{number}"),
-            "FLEETGATE_HTTP__PORT": str(ports[number]),
-        }
-        if number:  # addresses in offers lead to the first; the blobs are the same
-            own["FLEETGATE_DOWNLOADS__PORT"] = str(ports[count + number])
-        environments.append(os.environ | own)
-        processes.append(serve(running, environments[number]))
-    try:
+    def __init__(self, running: Running, url: str, count: int, directory: Path) -> None:
+        self._running = running
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._environments: list[dict[str, str]] = []
+        self.logs: list[Path] = []
+        settings = running.settings
+        self.ports = [settings.http.port, *free_ports(2 * count)]
         for number in range(count):
-            wait_until(lambda port=ports[number]: is_ready(port), "a worker is ready", 30)  # type: ignore[misc]
-        yield kill_and_start
-    finally:
-        for process in processes:
+            own = {
+                "FLEETGATE_DATABASE__URL": url,
+                "FLEETGATE_WORKER": f"worker-{number}",
+                # The first is the gateway that was stopped: an absent member would keep its share of the messages.
+                "FLEETGATE_BROKER__CLIENT_ID": settings.broker.client_id + (f"-{number}" if number else ""),
+                "FLEETGATE_BROKER__SESSION_EXPIRY_SECONDS": "60",
+                "FLEETGATE_STATE_DIRECTORY": str(directory / f"state-{number}"),
+                "FLEETGATE_HTTP__PORT": str(self.ports[number]),
+            }
+            if number:  # addresses in offers lead to the first; the blobs are the same
+                own["FLEETGATE_DOWNLOADS__PORT"] = str(self.ports[count + number])
+            self._environments.append(os.environ | own)
+            self.logs.append(directory / f"worker-{number}.log")
+            self._processes.append(self._serve(number))
+
+    def __enter__(self) -> "Workers":
+        for port in self.ports[: len(self._processes)]:
+            wait_until(lambda port=port: is_ready(port), "a worker is ready", 30)  # type: ignore[misc]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
             process.terminate()
-        for process in processes:
+        for process in self._processes:
             process.wait(timeout=60)
 
+    def kill_and_start(self, number: int) -> None:
+        """As systemd does after a crash."""
+        self._processes[number].kill()
+        assert self._processes[number].wait(timeout=30) == -9
+        self._processes[number] = self._serve(number)
 
-def serve(running: Running, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    config = str(running.installed.installation.settings)
-    return subprocess.Popen([sys.executable, "-m", "gateway", "serve", "--config", config], env=environment)
+    def leader(self) -> int:
+        """The worker that holds the scheduler's lease."""
+        with self._running.database.read() as tx:
+            holder = tx.connection.execute(sa.text("SELECT holder FROM leases WHERE name = 'scheduler'"))
+            return int(str(holder.scalar_one()).removeprefix("worker-"))
+
+    def offered(self) -> list[int]:
+        """How often each worker made offers, by its log."""
+        return [log.read_text().count("offers_made") for log in self.logs]
+
+    def _serve(self, number: int) -> "subprocess.Popen[bytes]":
+        config = str(self._running.installed.installation.settings)
+        with self.logs[number].open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "gateway", "serve", "--config", config],
+                env=self._environments[number],
+                stdout=log,
+                stderr=log,
+            )
 
 
 def is_ready(port: int) -> bool:
@@ -185,22 +224,24 @@ def is_ready(port: int) -> bool:
         return False
 
 
-def test_two_workers_offer_under_one_limit_and_one_of_them_dies(tmp_path: Path) -> None:
+def test_two_workers_offer_under_one_limit_and_the_leader_dies(tmp_path: Path) -> None:
     url = new_url("postgresql", tmp_path)
     with running_gateway(tmp_path / "fleetgate", url) as running:
         product = make_product(running, "sensor")
         statement = push(running, product)
         running.gateway.stop()
-        with workers(running, url, 2, tmp_path) as kill_and_start:
+        with Workers(running, url, 2, tmp_path) as workers:
             view = plan_rollout(running, product, statement.version, seconds=3, most_in_flight=5)
             fleet = fleet_of(running, product, 40)
-            killed = {"done": False}
+            seen: dict[str, int] = {"in_flight": 0}
 
             def half_way(fleet: Fleet) -> bool:
-                done = sum("succeeded" in device.outcome.updates.values() for device in fleet.devices)
-                if done >= 10 and not killed["done"]:
-                    killed["done"] = True
-                    kill_and_start(1)
+                found = attempts_of(running, view)
+                done = found.get("succeeded", 0)
+                seen["in_flight"] = max(seen["in_flight"], sum(found.values()) - done)
+                if done >= 10 and "killed" not in seen:
+                    seen["killed"] = workers.leader()
+                    workers.kill_and_start(seen["killed"])
                 return all_updated(fleet)
 
             report = fleet.run(150, until=half_way)
@@ -208,7 +249,9 @@ def test_two_workers_offer_under_one_limit_and_one_of_them_dies(tmp_path: Path) 
                 lambda: attempts_of(running, view) == {"succeeded": 40}, f"all succeed: {report.updates}", 30
             )
             fleet.close()
-            assert killed["done"]
+            assert "killed" in seen
+            assert seen["in_flight"] == 5, "the limit was reached, and never passed"
+            assert all(workers.offered()), workers.offered()
         assert starts(running, view) == 1
         check(running, view, 40, report)
         running.restart()

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,13 @@ def is_service_ready(running: Running) -> bool:
 
 
 @contextmanager
-def supervised(running: Running, database_url: str, kill_at: str) -> Iterator[list[int]]:
+def supervised(
+    running: Running, database_url: str, kill_at: str, at_death: Callable[[], None] = lambda: None
+) -> Iterator[list[int]]:
     """The real service as a process, killed once at a point and then started again, as systemd would.
+
+    Args:
+        at_death: called after each death and before the next start.
 
     Yields the exit codes of the processes that have ended.
     """
@@ -55,6 +60,7 @@ def supervised(running: Running, database_url: str, kill_at: str) -> Iterator[li
         while not stopping.is_set():
             ended.append(process[0].wait())
             if not stopping.is_set():
+                at_death()
                 process[0] = subprocess.Popen(command, env=environment)
 
     def is_ready() -> bool:
