@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +19,10 @@ from gateway.cli.output import (
     ExitCode,
     JsonOption,
     print_json,
-    print_line,
     print_object,
     print_rows,
+    print_rules,
     say,
-    text_of,
 )
 from gateway.cli.product import ProductArgument
 from provisioning.bundles import (
@@ -45,7 +44,6 @@ from store.blobs import read_chunks
 app = typer.Typer(no_args_is_help=True, help="Bundles: artifacts under a signed statement.")
 SIGNED_SUFFIX: Final = ".bundle"
 STATEMENT_SUFFIX: Final = ".json"
-_MARKS: Final[Mapping[bool | None, str]] = {True: "ok  ", False: "NO  ", None: "–   "}
 StatementFile = Annotated[
     Path,
     typer.Argument(help="The statement that `bundle create` wrote; or a *.bundle, to sign it again."),
@@ -142,9 +140,7 @@ def verify_(
         shown = None if checked.statement is None else _shown(checked.statement, checked.digest, envelope)
         print_json({"ok": ok, "bundle": shown, "rules": [asdict(rule) for rule in rules]})
     else:
-        for rule in rules:
-            reason = f" ({rule.reason})" if rule.reason else ""
-            print_line(f"{_MARKS[rule.passed]}{rule.name}: {text_of(rule.detail)}{reason}")
+        print_rules(asdict(rule) for rule in rules)
         if checked.statement is not None:
             print_object(_shown(checked.statement, checked.digest, envelope), as_json=False)
     if not ok:

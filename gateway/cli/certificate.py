@@ -6,10 +6,9 @@ import typer
 
 from gateway.cli.api import ConfigOption, open_api
 from gateway.cli.ca import FileArgument, read_pem
-from gateway.cli.output import ExitCode, JsonOption, print_json, print_line, text_of
+from gateway.cli.output import ExitCode, JsonOption, print_json, print_line, print_rules
 
 app = typer.Typer(no_args_is_help=True, help="Device certificates.")
-_MARKS = {True: "ok  ", False: "NO  ", None: "–   "}
 
 
 @app.command()
@@ -25,9 +24,7 @@ def check(
     if as_json:
         print_json(answer)
     else:
-        for rule in answer["rules"]:
-            until = f" (until {rule['changes_at']})" if rule["changes_at"] else ""
-            print_line(f"{_MARKS[rule['passed']]}{rule['name']}: {text_of(rule['detail'])}{until}")
+        print_rules(answer["rules"])
         reason = f" ({answer['reason']})" if answer["reason"] else ""
         print_line(f"result: {answer['result']}{reason}")
     if answer["result"] == "rejected":

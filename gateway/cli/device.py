@@ -5,7 +5,15 @@ from typing import Annotated
 import typer
 
 from gateway.cli.api import ConfigOption, open_api
-from gateway.cli.output import JsonOption, print_json, print_line, print_object, print_rows, text_of
+from gateway.cli.output import (
+    JsonOption,
+    print_json,
+    print_line,
+    print_object,
+    print_rows,
+    print_rules,
+    text_of,
+)
 from gateway.cli.product import ProductArgument
 
 app = typer.Typer(no_args_is_help=True, help="Devices.")
@@ -98,10 +106,7 @@ def explain(device: DeviceArgument, config: ConfigOption = None, as_json: JsonOp
     if as_json:
         print_json(answer)
         return
-    for rule in answer["rules"]:
-        mark = {True: "passed", False: "failed", None: "–"}[rule["passed"]]
-        until = f" (changes at {rule['changes_at']})" if rule["changes_at"] else ""
-        print_line(f"{mark:7} {rule['name']:16} {text_of(rule['detail'])}{until}")
+    print_rules(answer["rules"])
     attempt = answer["attempt"]
     if attempt is not None:
         percent = "" if attempt["percent"] is None else f" {attempt['percent']} %"

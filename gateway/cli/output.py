@@ -26,6 +26,7 @@ from provisioning.errors import (
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Row = Mapping[str, Any]
+_MARKS: Final[Mapping[bool | None, str]] = {True: "ok  ", False: "NO  ", None: "–   "}
 _PIPED_WIDTH: Final = 240  # no terminal: wide enough that no column is cut
 
 
@@ -110,6 +111,15 @@ def print_object(value: Row, *, as_json: bool) -> None:
     for key, member in _flat(value):
         table.add_row(Text(key.replace("_", " "), style="bold"), Text(text_of(member)))
     _console().print(table)
+
+
+def print_rules(rules: Iterable[Row]) -> None:
+    """Rules of a decision, a line each: passed, failed, or not reached; the reason word, and until when it holds."""
+    for rule in rules:
+        more = f" ({rule['reason']})" if rule.get("reason") else ""
+        if rule.get("changes_at"):
+            more += f" (until {rule['changes_at']})"
+        print_line(f"{_MARKS[rule['passed']]}{rule['name']}: {text_of(rule['detail'])}{more}")
 
 
 def text_of(value: object) -> str:
