@@ -23,7 +23,7 @@ from provisioning.freshness import is_clock_off, make_challenge
 from provisioning.greeting import Terms
 from provisioning.ids import KeyId
 from provisioning.messages import Hello, Message, Reply, Result, decode_chain, parse_message
-from provisioning.topics import Up, UpTopic, parse_up
+from provisioning.topics import UpTopic, parse_up
 from provisioning.verification import EndedIdentityError, VerifiedIdentity, check_validity, verify_chain
 from provisioning.working import Registry
 from store import facts, registry
@@ -234,7 +234,7 @@ class Prover:
         work.done = True
         self._tally.unproven[reason] += 1
         log.debug("refused_unproven", reason=reason, detail=detail)
-        if work.topic is not None and work.topic.verb is Up.HELLO:
+        if work.topic is not None:
             work.answer(Result.REJECTED, reason, retry_after_seconds=600)
 
     def _drop(self, work: Work, why: str) -> None:

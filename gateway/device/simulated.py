@@ -205,6 +205,8 @@ class SimulatedDevice:
         except MessageError:
             self.outcome.unreadable += 1
             return
+        if reply.nonce is None and self.outcome.result == Result.WELCOME:
+            return  # about something other than its hello
         if reply.nonce not in (self._nonce, None):
             return
         self._nonce = ""

@@ -80,11 +80,12 @@ def test_a_message_that_breaks_our_code_is_set_aside_and_the_others_go_on(
     assert "a fault of ours" in row.cause
 
 
+@pytest.mark.parametrize("verb", ["hello", "presence", "progress"])
 @pytest.mark.parametrize("payload", [b"", b"{}", b"\xff", b"[1]", b'{"payload":1}', b"x" * 20_000])
 def test_what_cannot_be_read_is_answered_on_the_topic_that_the_broker_proved(
-    pipeline: Pipeline, payload: bytes
+    pipeline: Pipeline, payload: bytes, verb: str
 ) -> None:
-    (reply,) = pipeline.work([Said("fg/v1/dev-1/hello", payload, now_utc())]).replies
+    (reply,) = pipeline.work([Said(f"fg/v1/dev-1/{verb}", payload, now_utc())]).replies
     assert reply is not None
     assert (reply.topic_name, reply.result, reply.for_nonce) == ("dev-1", Result.REJECTED, None)
 
