@@ -52,6 +52,7 @@ class Work:
     Attributes:
         identity: whose key signed it, once verified.
         ended: what ended that identity (a revoked CA, an expired certificate); None while it holds.
+        detail: what a refusal says to operators.
     """
 
     delivered: Delivered | None
@@ -62,6 +63,7 @@ class Work:
     identity: VerifiedIdentity | None = None
     ended: EndedIdentityError | None = None
     reply: Reply | None = None
+    detail: str = ""
     done: bool = False
 
     def answer(
@@ -231,7 +233,7 @@ class Prover:
         work.answer(Result.CHALLENGE, reason, challenge=challenge)
 
     def _refuse(self, work: Work, reason: RejectReason, detail: str) -> None:
-        work.done = True
+        work.done, work.detail = True, detail
         self._tally.unproven[reason] += 1
         log.debug("refused_unproven", reason=reason, detail=detail)
         if work.topic is not None:

@@ -26,6 +26,7 @@ from gateway.offering import Offering, ReadyOffer
 from gateway.pipeline import Pipeline, Worked
 from gateway.scheduler import Scheduler
 from gateway.settings import Settings
+from gateway.watching import WatchTerms
 from provisioning.errors import SetupError
 from provisioning.greeting import Terms
 from provisioning.messages import Reply
@@ -107,24 +108,23 @@ class Gateway:
         self._database = database
         challenge_key = secrets.derive(secrets.load_root_secret(settings.root_secret_file), "challenge v1")
         broker = settings.broker
-        self.transport: Final = Transport(
-            TransportSettings(
-                host=broker.host,
-                port=broker.port,
-                cafile=broker.cafile,
-                certfile=broker.certfile,
-                keyfile=broker.keyfile,
-                client_id=broker.client_id,
-                group=broker.group,
-                prefix=settings.prefix,
-                session_expiry_seconds=broker.session_expiry_seconds,
-                protocol=broker.protocol,
-                queue_limit=settings.limits.queue_messages,
-                keepalive_seconds=broker.keepalive_seconds,
-                rate_per_minute=settings.limits.hello_rate_per_minute,
-                rate_burst=settings.limits.hello_burst,
-            )
+        way = TransportSettings(
+            host=broker.host,
+            port=broker.port,
+            cafile=broker.cafile,
+            certfile=broker.certfile,
+            keyfile=broker.keyfile,
+            client_id=broker.client_id,
+            group=broker.group,
+            prefix=settings.prefix,
+            session_expiry_seconds=broker.session_expiry_seconds,
+            protocol=broker.protocol,
+            queue_limit=settings.limits.queue_messages,
+            keepalive_seconds=broker.keepalive_seconds,
+            rate_per_minute=settings.limits.hello_rate_per_minute,
+            rate_burst=settings.limits.hello_burst,
         )
+        self.transport: Final = Transport(way)
         self._challenge_key = challenge_key
         self.housekeeping: Final = Housekeeping(
             database, broker=broker.name, worker=settings.worker, clock=now_utc
@@ -151,7 +151,13 @@ class Gateway:
         blobs = Blobs(settings.blobs.url, settings.state_directory / "uploads")
         blobs.clean()
         self.http: Final = HttpServer(
-            settings, database, blobs, self.transport, self.pipeline, self.offering.wake
+            settings,
+            database,
+            blobs,
+            self.transport,
+            self.pipeline,
+            self.offering.wake,
+            WatchTerms(transport=way, terms=self._terms),
         )
         self._stopping = threading.Event()
         self._room = threading.Event()

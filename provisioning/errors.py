@@ -120,6 +120,10 @@ class ConflictError(FleetgateError):
     """What was asked for collides with what is there: a name taken, a key registered."""
 
 
+class TooManyError(FleetgateError):
+    """Too much of it at once; the message says what ends first."""
+
+
 class NotFoundError(FleetgateError):
     """No such object in the caller's scope (another's object is not found either)."""
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from provisioning.devices import ConnectionState, Device
 from provisioning.errors import ConflictError, NotFoundError
-from provisioning.ids import DeviceId, OrganizationId
+from provisioning.ids import DeviceId, OrganizationId, TopicName
 from store.database import Transaction
 from store.facts import read_device
 from store.schema import cohorts, connections, credentials, devices, inbox, last_seen, products
@@ -91,6 +91,12 @@ def find(tx: Transaction, organization_id: OrganizationId, name: str) -> DeviceV
         if found:
             return found[0]
     raise NotFoundError(f"there is no device {name!r}, by id, topic name or identifier")
+
+
+def has_topic_name(tx: Transaction, broker: str, topic_name: TopicName) -> bool:
+    """Whether any organization's device has this name on the broker."""
+    query = sa.select(devices.c.id).where(devices.c.broker == broker, devices.c.topic_name == topic_name)
+    return tx.connection.execute(query.limit(1)).first() is not None
 
 
 def list_keys(tx: Transaction, device_id: DeviceId) -> list[str]:

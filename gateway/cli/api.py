@@ -1,5 +1,6 @@
 """The command line's way to the gateway: HTTP, also on one machine, with the key from a file that is ours alone."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -102,6 +103,22 @@ class Api:
     def upload(self, *path: str, chunks: Iterator[bytes]) -> None:
         """Puts bytes as they come, in constant memory; raises as `get`."""
         self._ask("PUT", path, content=chunks, headers={"Content-Type": "application/octet-stream"})
+
+    def lines(self, *path: str) -> Iterator[Any]:
+        """The JSON objects of a stream, as they come, until the gateway ends it; raises as `get`."""
+        place = "/".join(quote(part, safe="") for part in path)
+        try:
+            with self._client.stream("GET", place) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _error(response)
+                for line in response.iter_lines():
+                    if line:
+                        yield json.loads(line)
+        except httpx.TimeoutException as error:
+            raise TimedOutError(f"the gateway at {self._url} fell silent") from error
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"the gateway at {self._url} ended the stream: {error}") from error
 
     def items(self, *path: str, **query: str | int | None) -> list[dict[str, Any]]:
         """The items of a list that comes whole; raises as `get`."""

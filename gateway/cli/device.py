@@ -1,17 +1,21 @@
 """`fleetgate device`: what stands in the registry. A device is named by identifier, topic name or id."""
 
-from typing import Annotated
+import contextlib
+import json
+from typing import Annotated, Any
 
 import typer
 
 from gateway.cli.api import ConfigOption, open_api
 from gateway.cli.output import (
     JsonOption,
+    print_compact,
     print_json,
     print_line,
     print_object,
     print_rows,
     print_rules,
+    say,
     text_of,
 )
 from gateway.cli.product import ProductArgument
@@ -137,3 +141,43 @@ def timeline(
         ("reason", "reason"),
     ]
     print_rows(rows, columns, as_json=as_json)
+
+
+@app.command()
+def watch(
+    name: Annotated[
+        str, typer.Argument(help="A device, or the topic name (CN) of one that is not known yet.")
+    ],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show live what a device says, decoded, and what it is answered and why. Ends with Ctrl-C."""
+    with open_api(config) as api, contextlib.suppress(KeyboardInterrupt):
+        for line in api.lines("watch", name):
+            if "verb" not in line:
+                say(f"watching {line['topic_name']}; Ctrl-C ends it")
+            elif as_json:
+                print_compact(line)
+            else:
+                _show_passed(line)
+
+
+def _show_passed(line: dict[str, Any]) -> None:
+    """One message: when, which way, what it proved or why it was answered so; then what it said."""
+    time = line["at"][11:23]
+    if line["direction"] == "up":
+        verdict = "proven" if line["proven"] else "not proven"
+        mark = "→"
+    else:
+        payload = line["payload"]
+        verdict = str(payload.get("result", "")) if isinstance(payload, dict) else ""
+        mark = "←"
+    why = f" {line['reason']}" if line["reason"] else ""
+    why += f": {text_of(line['detail'])}" if line["detail"] else ""
+    print_line(f"{time} {mark} {line['verb']} ({line['bytes']} bytes) {verdict}{why}")
+    shown = (
+        "cannot be read"
+        if line["payload"] is None
+        else text_of(json.dumps(line["payload"], ensure_ascii=False))
+    )
+    print_line(f"             {shown}")

@@ -73,9 +73,16 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def print_compact(value: object) -> None:
+    """One JSON document on a line of its own, at once: for what goes on and on."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
 def print_line(text: str) -> None:
     """A line of data on standard output."""
     sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], *, as_json: bool) -> None:

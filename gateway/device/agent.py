@@ -240,7 +240,9 @@ class Agent:
             return
         if reply.nonce is not None and reply.nonce != self._nonce:
             return
-        if reply.nonce is None and self._tries == 0:  # about something other than a hello: that one is answered
+        if (
+            reply.nonce is None and self._tries == 0
+        ):  # about something other than a hello: that one is answered
             self._tell(f"a message was not understood: {reply.reason}")
             return
         self.last_reply = reply

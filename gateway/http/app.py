@@ -10,11 +10,13 @@ from gateway.http.idempotency import Replayed
 from gateway.http.routes import api_keys, authorities, bundles, devices, figures, products, rollouts
 from gateway.http.text import refuse_nul
 from gateway.operations.desk import Desk
+from gateway.watching import Watches
 
 
 def create_app(
     desk: Desk,
     *,
+    watches: Watches | None = None,
     is_ready: Callable[[], dict[str, bool]] = dict,
     render_metrics: Callable[[], bytes] = bytes,
     most_artifact_bytes: int = 1 << 30,
@@ -22,6 +24,7 @@ def create_app(
     """The API over one desk.
 
     Args:
+        watches: where devices are watched live; None where there is no broker.
         is_ready: each part by name, and whether it works.
         render_metrics: in Prometheus' text format.
         most_artifact_bytes: of the largest artifact that may be pushed.
@@ -34,6 +37,7 @@ def create_app(
         return replayed.response
 
     app.state.desk = desk
+    app.state.watches = watches
     app.state.most_artifact_bytes = most_artifact_bytes
     for noun in (products, authorities, devices, figures, api_keys, bundles, rollouts):
         app.include_router(noun.router, responses=problems.DESCRIBED, dependencies=[Depends(refuse_nul)])

@@ -10,12 +10,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+from gateway.mqtt.listening import BrokerAwayError
 from provisioning.errors import (
     AccessError,
     ConflictError,
     FleetgateError,
     InvalidError,
     NotFoundError,
+    TooManyError,
     TransitionError,
     UnknownKeyError,
 )
@@ -65,6 +67,8 @@ _KINDS: Final[tuple[tuple[type[FleetgateError], int, str, str], ...]] = (
     (NotFoundError, 404, "not_found", "There is no such object"),
     (ConflictError, 409, "conflict", "It collides with what is there"),
     (TransitionError, 409, "transition", "The object's life has no such step"),
+    (TooManyError, 429, "busy", "Too much of it at once"),
+    (BrokerAwayError, 503, "broker_away", "The broker is not available"),
     (StoreUnavailableError, 503, "database_away", "The database is not available"),
 )
 
@@ -91,7 +95,8 @@ def problem(status: int, kind: str, title: str, detail: str, **more: object) -> 
         "detail": detail,
         **more,
     }
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_SECONDS)}}.get(status)
+    later = {"Retry-After": str(RETRY_SECONDS)}
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: later, 503: later}.get(status)
     return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 

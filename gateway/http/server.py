@@ -14,6 +14,7 @@ from gateway.operations.authorities import sync_capath
 from gateway.operations.desk import Desk
 from gateway.pipeline import Pipeline
 from gateway.settings import Settings
+from gateway.watching import Watches, WatchTerms
 from provisioning.downloads import make_token
 from provisioning.errors import SetupError, StoreError
 from provisioning.ids import DeviceId
@@ -35,6 +36,7 @@ class HttpServer:
         transport: Transport,
         pipeline: Pipeline,
         wake: Callable[[], None],
+        watched: WatchTerms,
     ) -> None:
         self._desk = Desk(
             database=database,
@@ -52,6 +54,7 @@ class HttpServer:
             Listener(
                 create_app(
                     self._desk,
+                    watches=Watches(database, watched),
                     is_ready=lambda: {"broker": transport.stats().connected, "database": _is_there(database)},
                     render_metrics=lambda: render(transport.stats(), pipeline.tally, self.downloads),
                     most_artifact_bytes=settings.blobs.most_bytes,

@@ -104,8 +104,11 @@ class TolerantClient(paho.Client):
             return self.ack(mid, qos)
 
 
-def new_client(settings: TransportSettings) -> TolerantClient:
+def new_client(settings: TransportSettings, *, keeps_session: bool = True) -> TolerantClient:
     """A client that is not connected.
+
+    Args:
+        keeps_session: whether the broker keeps what it has not acknowledged.
 
     Raises:
         SetupError: a certificate or key cannot be read.
@@ -113,7 +116,7 @@ def new_client(settings: TransportSettings) -> TolerantClient:
     client = TolerantClient(
         CallbackAPIVersion.VERSION2,
         client_id=settings.client_id,
-        clean_session=None if settings.is_v5 else False,
+        clean_session=None if settings.is_v5 else not keeps_session,
         protocol=paho.MQTTv5 if settings.is_v5 else paho.MQTTv311,
         manual_ack=True,
     )

@@ -257,11 +257,18 @@ def check_certificate(
     Raises:
         InvalidError: it is not a PEM certificate.
     """
-    now = desk.clock()
     try:
         ders = [one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(pem)]
     except ValueError as error:
         raise InvalidError(f"this is not a PEM certificate: {error}", field="certificate") from error
+    return explain_certificates(desk, principal, ders, product=product)
+
+
+def explain_certificates(
+    desk: Desk, principal: Principal, ders: Sequence[bytes], *, product: str | None = None
+) -> list[Rule]:
+    """What would happen to a device with these certificates (DER, its own first); changes nothing."""
+    now = desk.clock()
     try:
         chain = parse_chain(ders)
     except VerificationError as error:

@@ -1,16 +1,22 @@
 """Devices, and the inbox of those that were refused."""
 
+import json
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from gateway.http import views
 from gateway.http.auth import AtDesk, Operator, Who
 from gateway.http.cursors import make_cursor, parse_cursor
 from gateway.http.etags import make_etag
 from gateway.http.idempotency import AtDeskForEdit, Edited, Posted
+from gateway.mqtt.listening import BrokerAwayError
 from gateway.operations import devices
+from gateway.watching import Watches
 from provisioning.ids import DeviceId
 
 router = APIRouter(prefix="/api/v1", tags=["devices"])
@@ -97,6 +103,30 @@ def grant_new_key(order: Edited, device: str, body: views.Grant) -> views.Device
 def withdraw_grant(desk: AtDeskForEdit, principal: Operator, device: str) -> views.DeviceOut:
     """Takes a grant back."""
     return views.DeviceOut.of(devices.grant(desk, principal, device, life=None))
+
+
+@router.get("/watch/{name}", response_class=StreamingResponse)
+def watch_device(request: Request, desk: AtDesk, principal: Operator, name: str) -> StreamingResponse:
+    """What a device says and is told, live: a JSON object a line, and an empty line where nothing passes.
+
+    `name` is a device, or the topic name of one that is not known yet.
+    """
+    watches: Watches | None = request.app.state.watches
+    if watches is None:
+        raise BrokerAwayError("this process has no broker to look at")
+    watch = watches.open(desk, principal, name)
+
+    async def stream() -> AsyncIterator[str]:
+        lines = watch.lines()
+        try:
+            yield json.dumps({"topic_name": watch.topic_name}) + "\n"
+            while True:
+                line = await run_in_threadpool(next, lines)
+                yield ("" if line is None else json.dumps(line)) + "\n"
+        finally:
+            watch.close()
+
+    return StreamingResponse(stream(), media_type="application/x-ndjson")
 
 
 @router.get("/inbox")
