@@ -35,8 +35,9 @@ def populate(fleet: Fleet) -> None:
     for product in ("sensor", "pump"):
         fleet.product(product)
     devices.create(fleet.desk, fleet.principal, product="sensor", identifier="awaited", cohort="main")
+    devices.create(fleet.desk, fleet.principal, product="sensor", identifier="lab-2")
     first, _second = fleet.enroll("sensor", "s-1", "s-2")
-    fleet.enroll("sensor", "lab-1", model="lab")
+    fleet.enroll("sensor", "lab-1", "lab-2", model="lab")
     (pump,) = fleet.enroll("pump", "p-1")
     fleet.hear(*says(pump, Up.PRESENCE, [pump.presence(Presence.ONLINE), pump.presence(Presence.OFFLINE)]))
     assert fleet.greet(fleet.voice("pump", "s-1")) == ["topic_name_taken"]
