@@ -11,7 +11,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway.device.factory import Authority, create_authority
+from gateway.device.factory import Authority, PrivateKey, create_authority
 from gateway.device.messages import Profile, Voice, load_identity, new_nonce
 from gateway.offerer import Offerer
 from gateway.operations import authorities, bundles, products, rollouts
@@ -65,17 +65,33 @@ class Fleet:
         rules = [{"hardware": {"model": "lab"}, "cohort": "canary"}]
         settings = {"enabled": True, "default_cohort": "main", "cohort_rules": rules} | jitp
         products.set_jitp(self.desk, self.principal, name, JitpSettings.model_validate(settings))
-        authority = self.made[name] = create_authority(f"{name} CA {secrets.token_hex(4)}", now=now_utc())
-        made = authorities.register(
-            self.desk, self.principal, product=name, name="first", pem=authority.pem
-        )
+        self.made[name] = self.trust(name, "first")
+
+    def trust(self, product: str, name: str) -> Authority:
+        """A new CA of a product, active."""
+        authority = create_authority(f"{name} CA {secrets.token_hex(4)}", now=now_utc())
+        made = authorities.register(self.desk, self.principal, product=product, name=name, pem=authority.pem)
         proof = authority.prove(made.code, now_utc())
         authorities.prove(self.desk, self.principal, made.id, proof)
         authorities.move(self.desk, self.principal, made.id, AuthorityState.ACTIVE)
+        return authority
 
-    def voice(self, product: str, name: str, **profile: Any) -> Voice:
-        """A device's voice, on its first connection; it has said nothing yet."""
-        made = self.made[product].issue(name, now=now_utc())
+    def voice(
+        self,
+        product: str,
+        name: str,
+        *,
+        by: Authority | None = None,
+        private_key: PrivateKey | None = None,
+        **profile: Any,
+    ) -> Voice:
+        """A device's voice, on its first connection; it has said nothing yet.
+
+        Args:
+            by: the CA that certifies it; else the product's first.
+            private_key: to certify an existing key.
+        """
+        made = (by or self.made[product]).issue(name, now=now_utc(), private_key=private_key)
         identity = load_identity(made.pem, made.key_pem)
         voice = Voice(identity, audience=TERMS.audience, profile=Profile(**profile))
         voice.begin_connection()
@@ -143,15 +159,21 @@ class Fleet:
         Offerer(self.database, broker="main", worker="w", clock=now_utc, new_id=new_id).work()
 
 
+def make_organization(database: Database) -> OrganizationId:
+    """A new organization."""
+    number = OrganizationId(new_id())
+    with database.write() as tx:
+        organizations.create(tx, id=number, name=f"org-{number}", at=now_utc())
+    return number
+
+
 def make_fleet(database: Database, directory: Path) -> Fleet:
     """An organization without anything.
 
     Args:
         directory: for artifacts.
     """
-    number = OrganizationId(new_id())
-    with database.write() as tx:
-        organizations.create(tx, id=number, name=f"org-{number}", at=now_utc())
+    number = make_organization(database)
     return Fleet(
         database=database,
         desk=Desk(

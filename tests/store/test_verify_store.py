@@ -345,9 +345,7 @@ def a_connection_that_was_counted_is_gone(tx: Transaction) -> str:
 
 @breaks("I6")
 def a_device_was_offered_less_than_it_had_proved(tx: Transaction) -> str:
-    change(
-        tx, "UPDATE attempts SET bundle_seq = 0 WHERE id = :id", id=attempt_of(tx, "s-1", "offered")
-    )
+    change(tx, "UPDATE attempts SET bundle_seq = 0 WHERE id = :id", id=attempt_of(tx, "s-1", "offered"))
     return f"device {number_of(tx, 's-1')} was offered bundle 0 after it had proved 1"
 
 
