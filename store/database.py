@@ -134,6 +134,8 @@ class Database:
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(self.engine, "checkin", _forget_mode)
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
@@ -239,6 +241,16 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _forget_mode(connection: Any, _record: object) -> None:
+    """Lets the next transaction begin as the server says.
+
+    After a reading transaction SQLAlchemy leaves "read write" behind. A standby refuses to begin like that with
+    another error than it has for a write, 0A000, which says nothing about its being a standby.
+    """
+    if connection is not None:
+        connection.read_only = None
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
