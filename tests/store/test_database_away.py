@@ -77,6 +77,7 @@ def server() -> Iterator[PostgresServer]:
     made.end()
 
 
+@pytest.mark.xdist_group("own_server")
 def test_a_standby_is_the_database_away_and_work_goes_on_once_it_is_promoted(
     server: PostgresServer, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_session_that_is_read_only_is_the_database_away(tmp_path: Path) -> Non
     database.close()
 
 
+@pytest.mark.xdist_group("own_server")
 def test_a_server_that_restarts_is_away_for_the_work_it_interrupts_and_back_for_the_next(
     server: PostgresServer,
 ) -> None:
