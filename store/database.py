@@ -34,7 +34,6 @@ _POSTGRES: Final = {
     "tcp_user_timeout": "60000",
 }
 """libpq's connection parameters; what the URL says goes first."""
-_BUSY_TIMEOUT_MS: Final = 10_000  # another process on the same SQLite file; in this one the fair lock waits
 
 
 class StoreUnavailableError(StoreError):
@@ -89,12 +88,22 @@ class Database:
     Args:
         url: `sqlite:///FILE` or `postgresql://USER@HOST/NAME`.
         pool_size: connections kept open; threads beyond it wait.
+        free_within_seconds: how long they wait for one of these.
+        unlocked_within_seconds: how long a writer waits for another process on the same SQLite file; in this
+            process the fair lock waits.
 
     Raises:
         SetupError: the URL names neither SQLite nor PostgreSQL.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 8,
+        free_within_seconds: float = 30.0,
+        unlocked_within_seconds: float = 10.0,
+    ) -> None:
         try:
             parsed = sa.make_url(url)
         except SQLAlchemyError as error:
@@ -111,10 +120,12 @@ class Database:
         options: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": 0,
+            "pool_timeout": free_within_seconds,
             "pool_pre_ping": not self.is_sqlite,
         }
         if self.is_sqlite:
-            options["connect_args"] = {"check_same_thread": False}
+            # sqlite3's `timeout` is the busy timeout, from the first statement on.
+            options["connect_args"] = {"check_same_thread": False, "timeout": unlocked_within_seconds}
             options["poolclass"] = sa.QueuePool
         else:
             options["connect_args"] = {k: v for k, v in _POSTGRES.items() if k not in parsed.query}
@@ -123,6 +134,8 @@ class Database:
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(self.engine, "checkin", _forget_mode)
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
@@ -224,11 +237,20 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
         "journal_mode = WAL",
         "synchronous = FULL",  # a committed batch survives power loss; about 15 % at batches of 200
         "foreign_keys = ON",
-        f"busy_timeout = {_BUSY_TIMEOUT_MS}",
         "cache_size = -65536",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _forget_mode(connection: Any, _record: object) -> None:
+    """Lets the next transaction begin as the server says.
+
+    After a reading transaction SQLAlchemy leaves "read write" behind. A standby refuses to begin like that with
+    another error than it has for a write, 0A000, which says nothing about its being a standby.
+    """
+    if connection is not None:
+        connection.read_only = None
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -155,29 +155,24 @@ _CHECKS: Final = (
         "I5",
         "devices by state are what the counters say",
         "SELECT COUNT(*) FROM devices",
-        """SELECT 'product ' || d.product_id || ' has ' || d.value || ' devices ' || d.state
-                || ', the counter says ' || COALESCE(c.value, 0)
-           FROM (SELECT product_id, COALESCE(cohort_id, 0) AS cohort_id, state, COUNT(*) AS value
-                 FROM devices GROUP BY product_id, COALESCE(cohort_id, 0), state) AS d
-           LEFT JOIN (SELECT product_id, cohort_id, word, SUM(value) AS value FROM counters
-                      WHERE name = 'devices' GROUP BY product_id, cohort_id, word) AS c
-           ON c.product_id = d.product_id AND c.cohort_id = d.cohort_id AND c.word = d.state
-           WHERE d.value <> COALESCE(c.value, 0)""",
+        """SELECT 'product ' || product_id || ' has ' || SUM(present) || ' devices ' || word
+                || ', the counter says ' || SUM(counted)
+           FROM (SELECT product_id, COALESCE(cohort_id, 0) AS cohort_id, state AS word, 1 AS present, 0 AS counted
+                     FROM devices
+                 UNION ALL SELECT product_id, cohort_id, word, 0, value FROM counters WHERE name = 'devices'
+                ) AS sides
+           GROUP BY product_id, cohort_id, word HAVING SUM(present) <> SUM(counted)""",
     ),
     Check(
         "I5",
         "connected devices are what the counters say",
         "SELECT COUNT(*) FROM connections",
-        """SELECT 'product ' || d.product_id || ': ' || d.value || ' connected, the counter says '
-                || COALESCE(c.value, 0)
-           FROM (SELECT d.product_id, COALESCE(d.cohort_id, 0) AS cohort_id,
-                     SUM(CASE WHEN n.state = 'online' THEN 1 ELSE 0 END) AS value
-                 FROM connections n JOIN devices d ON d.id = n.device_id
-                 GROUP BY d.product_id, COALESCE(d.cohort_id, 0)) AS d
-           LEFT JOIN (SELECT product_id, cohort_id, SUM(value) AS value FROM counters
-                      WHERE name = 'connected' GROUP BY product_id, cohort_id) AS c
-           ON c.product_id = d.product_id AND c.cohort_id = d.cohort_id
-           WHERE d.value <> COALESCE(c.value, 0)""",
+        """SELECT 'product ' || product_id || ': ' || SUM(present) || ' connected, the counter says ' || SUM(counted)
+           FROM (SELECT d.product_id, COALESCE(d.cohort_id, 0) AS cohort_id, 1 AS present, 0 AS counted
+                     FROM connections n JOIN devices d ON d.id = n.device_id WHERE n.state = 'online'
+                 UNION ALL SELECT product_id, cohort_id, 0, value FROM counters WHERE name = 'connected'
+                ) AS sides
+           GROUP BY product_id, cohort_id HAVING SUM(present) <> SUM(counted)""",
     ),
 )
 

@@ -86,7 +86,11 @@ CHECKS: Final = (
            SELECT 'attempt ' || a.id || ' is ' || a.state || ', its last event says ' || COALESCE(e.word, 'nothing')
            FROM attempts a LEFT JOIN events e ON e.id =
                (SELECT MAX(id) FROM events WHERE kind = 'attempt' AND attempt_id = a.id)
-           WHERE a.state <> COALESCE(e.word, '')""",
+           WHERE a.state <> COALESCE(e.word, '')
+           UNION ALL
+           SELECT 'attempt ' || e.attempt_id || ' was opened and is gone'
+           FROM events e LEFT JOIN attempts a ON a.id = e.attempt_id
+           WHERE e.kind = 'attempt' AND e.before = '' AND a.id IS NULL""",
     ),
     Check(
         "I6",

@@ -68,6 +68,16 @@ class PostgresServer:
         """Stops it: `immediate` is as good as a power cut, `fast` ends every connection in order."""
         self._run(*self._control, "-m", mode, "stop")
 
+    def restart_as_standby(self) -> None:
+        """Restarts it as a standby, as the other half of a failover is: it answers, and takes no change."""
+        self.stop("fast")
+        (self._home / "data" / "standby.signal").touch()
+        self.start()
+
+    def promote(self) -> None:
+        """Makes a standby the primary."""
+        self._run(*self._control, "promote")
+
     def end(self) -> None:
         """Stops it for good and takes everything away. Repeating changes nothing."""
         if not self._home.exists():
