@@ -38,8 +38,12 @@ def render(name: str) -> str:
 
 def main() -> int:
     """Writes or compares; 1 where a file differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file differs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where a file differs"
+    )
     check = parser.parse_args().check
     differing = []
     for name in ABOUT:

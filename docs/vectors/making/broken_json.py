@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from making.messages import payload_of, sealed
 from making.keys import compact
+from making.messages import payload_of, sealed
 
 DEPTH = 32
 

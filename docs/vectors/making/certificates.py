@@ -75,10 +75,28 @@ def _keys(add: Any) -> None:
     add("p256", "Nothing is wrong: P-256.", None, leaf("pump-17", KEY, ROOT))
     p384, ed = elliptic(ec.SECP384R1(), "device"), edwards("device")
     add("p384", "Nothing is wrong: P-384.", None, leaf("pump-17", p384, ROOT), key=p384)
-    add("rsa2048", "Nothing is wrong: RSA of 2048 bits.", None, leaf("pump-17", load_rsa(), ROOT), key=load_rsa())
-    add("ed25519", "Nothing is wrong: Ed25519 in the device's own certificate.", None, leaf("pump-17", ed, ROOT), key=ed)
+    add(
+        "rsa2048",
+        "Nothing is wrong: RSA of 2048 bits.",
+        None,
+        leaf("pump-17", load_rsa(), ROOT),
+        key=load_rsa(),
+    )
+    add(
+        "ed25519",
+        "Nothing is wrong: Ed25519 in the device's own certificate.",
+        None,
+        leaf("pump-17", ed, ROOT),
+        key=ed,
+    )
     k1 = elliptic(ec.SECP256K1(), "device")
-    add("secp256k1", "The key is on the curve secp256k1.", "key_not_allowed", leaf("pump-17", k1, ROOT), key=k1)
+    add(
+        "secp256k1",
+        "The key is on the curve secp256k1.",
+        "key_not_allowed",
+        leaf("pump-17", k1, ROOT),
+        key=k1,
+    )
     numbers = rsa.RSAPublicNumbers(65537, load_rsa().public_key().public_numbers().n >> 1024 | 1)
     small = _with_public(numbers.public_key())
     add("rsa1024", "The key is RSA of 1024 bits.", "key_not_allowed", small)
@@ -109,7 +127,12 @@ def _chains(add: Any) -> None:
         INNER.certificate)  # fmt: skip
     add("two-intermediates", "Nothing is wrong: the longest chain.", None, deep, INNERMOST.certificate,
         INNER.certificate)  # fmt: skip
-    add("no-intermediate", "The intermediate is missing, and only the root is registered.", "unknown_ca", through)
+    add(
+        "no-intermediate",
+        "The intermediate is missing, and only the root is registered.",
+        "unknown_ca",
+        through,
+    )
     add("out-of-order", "The two intermediates are in the wrong order.", "chain_invalid", deep, INNER.certificate,
         INNERMOST.certificate)  # fmt: skip
     add(
@@ -130,7 +153,12 @@ def _chains(add: Any) -> None:
     no_ca = authority("No CA", issuer=ROOT, serial=6, ca=False)
     add("intermediate-no-ca", "The intermediate is not a CA.", "chain_invalid", leaf("pump-17", KEY, no_ca),
         no_ca.certificate)  # fmt: skip
-    add("pending-ca", "The CA is registered and not active yet.", "ca_not_active", leaf("pump-17", KEY, PENDING))
+    add(
+        "pending-ca",
+        "The CA is registered and not active yet.",
+        "ca_not_active",
+        leaf("pump-17", KEY, PENDING),
+    )
     add("revoked-ca", "The CA is revoked.", "ca_revoked", leaf("pump-17", KEY, REVOKED))
     add(
         "retiring-ca", "Nothing is wrong with the chain: a CA that retires still vouches; whether a new device "
@@ -164,9 +192,24 @@ def _names(add: Any) -> None:
 
 
 def _times(add: Any) -> None:
-    add("begins-now", "Nothing is wrong: it begins at this very second.", None, leaf("pump-17", KEY, ROOT, begin=NOW))
-    add("ends-now", "Nothing is wrong: it ends at this very second.", None, leaf("pump-17", KEY, ROOT, end=NOW))
-    add("expired", "It ended a second ago.", "certificate_expired", leaf("pump-17", KEY, ROOT, end=NOW - SECOND))
+    add(
+        "begins-now",
+        "Nothing is wrong: it begins at this very second.",
+        None,
+        leaf("pump-17", KEY, ROOT, begin=NOW),
+    )
+    add(
+        "ends-now",
+        "Nothing is wrong: it ends at this very second.",
+        None,
+        leaf("pump-17", KEY, ROOT, end=NOW),
+    )
+    add(
+        "expired",
+        "It ended a second ago.",
+        "certificate_expired",
+        leaf("pump-17", KEY, ROOT, end=NOW - SECOND),
+    )
     add("not-yet-valid", "It begins in a second.", "certificate_not_yet_valid",
         leaf("pump-17", KEY, ROOT, begin=NOW + SECOND))  # fmt: skip
     add("ca-expired", "The registered CA ended a second ago.", "ca_expired", leaf("pump-17", KEY, ENDED))
@@ -181,7 +224,12 @@ def _profile(add: Any) -> None:
 
     profile = "certificate_profile"
     of("ca-leaf", "The device's certificate is a CA's.", profile, ca=True, key_cert_sign=True)
-    of("may-sign-certificates", "Its key usage has keyCertSign, though it is no CA.", profile, key_cert_sign=True)
+    of(
+        "may-sign-certificates",
+        "Its key usage has keyCertSign, though it is no CA.",
+        profile,
+        key_cert_sign=True,
+    )
     of("no-digital-signature", "Its key usage lacks digitalSignature.", profile, digital_signature=False)
     of("server-only", "Its extended key usage is serverAuth alone.", profile,
        purposes=(ExtendedKeyUsageOID.SERVER_AUTH,))  # fmt: skip

@@ -124,10 +124,22 @@ def _by_clock(add: Any, before: dict[str, Any], old: dict[str, Any]) -> None:
     add("clock-of-1970", "A clock that was never set.", "clock_off", ts=0)
     add("clock-of-2106", "A clock that is far ahead.", "clock_off", ts=4294967295000)
     add("clock-in-seconds", "`ts` in seconds, not milliseconds.", "clock_off", ts=NOW // 1000)
-    add("later-than-last", "One millisecond later than the last accepted.", None, ts=before["time"] + 1, last=before)
+    add(
+        "later-than-last",
+        "One millisecond later than the last accepted.",
+        None,
+        ts=before["time"] + 1,
+        last=before,
+    )
     add("same-ts-new-nonce", "The `ts` of the last accepted hello, another nonce.", "not_fresh",
         ts=before["time"], last=before)  # fmt: skip
-    add("earlier-than-last", "Earlier than the last accepted.", "not_fresh", ts=before["time"] - 1, last=before)
+    add(
+        "earlier-than-last",
+        "Earlier than the last accepted.",
+        "not_fresh",
+        ts=before["time"] - 1,
+        last=before,
+    )
     add("after-an-hour", "The last accepted is an hour old.", None, ts=NOW, last=old)
 
 

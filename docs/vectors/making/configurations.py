@@ -40,19 +40,47 @@ def make() -> dict[str, Any]:
 
     add("nothing", "Nobody has set anything.", {}, {}, {}, {})
     add("product-alone", "What the product says holds.", {"rate": 5}, {}, {}, {"rate": 5})
-    add("cohort-over-product", "The cohort is nearer than the product.", {"rate": 5}, {"rate": 10}, {}, {"rate": 10})
+    add(
+        "cohort-over-product",
+        "The cohort is nearer than the product.",
+        {"rate": 5},
+        {"rate": 10},
+        {},
+        {"rate": 10},
+    )
     add("device-over-all", "The device is nearest.", {"rate": 5}, {"rate": 10}, {"rate": 1}, {"rate": 1})
-    add("device-over-product", "The cohort says nothing of it.", {"rate": 5}, {"x": 1}, {"rate": 1}, {"rate": 1, "x": 1})
+    add(
+        "device-over-product",
+        "The cohort says nothing of it.",
+        {"rate": 5},
+        {"x": 1},
+        {"rate": 1},
+        {"rate": 1, "x": 1},
+    )
     add(
         "objects-merge", "Objects are merged member by member.",
         {"mqtt": {"keepalive": 60, "qos": 1}}, {"mqtt": {"keepalive": 120}}, {"mqtt": {"clean": True}},
         {"mqtt": {"keepalive": 120, "qos": 1, "clean": True}},
     )  # fmt: skip
-    add("lists-replace", "Lists are replaced as a whole.", {"pins": [1, 2, 3]}, {}, {"pins": [4]}, {"pins": [4]})
+    add(
+        "lists-replace",
+        "Lists are replaced as a whole.",
+        {"pins": [1, 2, 3]},
+        {},
+        {"pins": [4]},
+        {"pins": [4]},
+    )
     add("null-removes", "null takes a member away.", {"rate": 5, "led": 1}, {"led": None}, {}, {"rate": 5})
     add("null-and-back", "Taken away by the cohort, set again by the device.", {"led": 1}, {"led": None}, {"led": 2},
         {"led": 2})  # fmt: skip
-    add("null-of-nothing", "null of what is not there changes nothing.", {"rate": 5}, {"led": None}, {}, {"rate": 5})
+    add(
+        "null-of-nothing",
+        "null of what is not there changes nothing.",
+        {"rate": 5},
+        {"led": None},
+        {},
+        {"rate": 5},
+    )
     add(
         "null-in-product", "null in the first document takes away nothing, and stays nowhere.",
         {"rate": 5, "led": None, "a": {"b": None}}, {}, {}, {"rate": 5, "a": {}},

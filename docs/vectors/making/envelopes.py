@@ -69,9 +69,7 @@ class Cases:
         """A case whose envelope is changed after it was made."""
         envelope = copy.deepcopy(sealed(key, verb, payload or payload_of(key, verb)))
         changed = edit(envelope)
-        self.add(
-            name, about, reason, compact(envelope if changed is None else changed), key=key, verb=verb
-        )
+        self.add(name, about, reason, compact(envelope if changed is None else changed), key=key, verb=verb)
 
 
 def make() -> dict[str, Any]:
@@ -134,7 +132,7 @@ def _shape(cases: Cases) -> None:
         return found
 
     def without(member: str) -> Callable[[dict[str, Any]], None]:
-        return lambda e: e.pop(member)
+        return lambda e: _drop(e, member)
 
     tables: list[tuple[str, str, Callable[[dict[str, Any]], Any]]] = [
         ("no-payload-type", "`payloadType` is missing.", without("payloadType")),
@@ -151,13 +149,13 @@ def _shape(cases: Cases) -> None:
             "`signatures` is the one object, without its list.",
             lambda e: e.update(signatures=first(e)),
         ),
-        ("no-keyid", "`keyid` is missing, which plain DSSE allows.", lambda e: first(e).pop("keyid")),
+        ("no-keyid", "`keyid` is missing, which plain DSSE allows.", lambda e: _drop(first(e), "keyid")),
         (
             "keyid-upper-case",
             "`keyid` in upper-case hex digits.",
             lambda e: first(e).update(keyid=first(e)["keyid"].upper()),
         ),
-        ("no-sig", "`sig` is missing.", lambda e: first(e).pop("sig")),
+        ("no-sig", "`sig` is missing.", lambda e: _drop(first(e), "sig")),
         ("empty-sig", "`sig` is empty.", lambda e: first(e).update(sig="")),
         (
             "payload-as-object",
@@ -229,6 +227,10 @@ def _size(cases: Cases) -> None:
         "size-16385", "One byte above 16 384. A broker in front drops it before anybody reads it.",
         "message_too_large", compact(envelope | {"pad": "x" * (spare + 1)}),
     )  # fmt: skip
+
+
+def _drop(members: dict[str, Any], name: str) -> None:
+    del members[name]
 
 
 def _url_safe(text: str) -> str:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from making import pki
-from making.messages import certificate, payload_of
 from making.keys import b64
+from making.messages import certificate, payload_of
 
 MALFORMED = "malformed_message"
 
@@ -104,7 +104,11 @@ def _hello_faults() -> list[tuple[str, str, dict[str, Any]]]:
         ("no-nonce", "`nonce` is missing.", {"nonce": None}),
         ("nonce-short", "`nonce` has 7 characters.", {"nonce": "q3J8vN0"}),
         ("nonce-long", "`nonce` has 65 characters.", {"nonce": "n" * 65}),
-        ("nonce-base64", "`nonce` has characters of standard base64: / and +.", {"nonce": "q3J8vN0+/tWm2K5a"}),
+        (
+            "nonce-base64",
+            "`nonce` has characters of standard base64: / and +.",
+            {"nonce": "q3J8vN0+/tWm2K5a"},
+        ),
         ("challenge-long", "`challenge` has 257 characters.", {"ts": None, "challenge": "c" * 257}),
         ("chain-text", "`chain` is one string, not a list.", {"chain": b64(der)}),
         ("chain-of-four", "`chain` has four entries.", {"chain": [b64(der)] * 4}),
@@ -129,7 +133,11 @@ def _hello_faults() -> list[tuple[str, str, dict[str, Any]]]:
         ("attribute-long", "An attribute's text has 65 characters.", {"attributes": {"site": "x" * 65}}),
         ("attribute-empty", "An attribute's text is empty.", {"attributes": {"site": ""}}),
         ("attribute-object", "An attribute is an object.", {"attributes": {"site": {"name": "north"}}}),
-        ("attribute-name-long", "An attribute's name has 65 characters.", {"attributes": {"s" * 65: "north"}}),
+        (
+            "attribute-name-long",
+            "An attribute's name has 65 characters.",
+            {"attributes": {"s" * 65: "north"}},
+        ),
         (
             "last-update-unknown-result",
             "`last_update.result` is no word of section 15.",

@@ -74,7 +74,13 @@ def describe(key: PrivateKey, **more: Any) -> dict[str, Any]:
             kind = f"RSA-{key.key_size}"
         case ed25519.Ed25519PrivateKey():
             kind = "Ed25519"
-    return {"kind": kind, "keyid": key_id(key), "spki": b64(spki(key)), "private_key_pem": pem.decode(), **more}
+    return {
+        "kind": kind,
+        "keyid": key_id(key),
+        "spki": b64(spki(key)),
+        "private_key_pem": pem.decode(),
+        **more,
+    }
 
 
 def b64(data: bytes) -> str:
@@ -105,7 +111,9 @@ def compact(document: object) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def seal(key: PrivateKey, payload_type: str, payload: bytes, signature: bytes | None = None) -> dict[str, Any]:
+def seal(
+    key: PrivateKey, payload_type: str, payload: bytes, signature: bytes | None = None
+) -> dict[str, Any]:
     """The envelope's members; `signature` in place of the right one."""
     made = sign(key, pae(payload_type, payload)) if signature is None else signature
     return {

@@ -28,7 +28,13 @@ def offer(**changes: Any) -> dict[str, Any]:
 
 def cancellation(**changes: Any) -> dict[str, Any]:
     """An offer taken back."""
-    return {"v": 1, "offer_id": OFFER_ID, "revision": 6, "cancelled": True, "reason": "rollout_cancelled"} | changes
+    return {
+        "v": 1,
+        "offer_id": OFFER_ID,
+        "revision": 6,
+        "cancelled": True,
+        "reason": "rollout_cancelled",
+    } | changes
 
 
 def make() -> dict[str, Any]:
@@ -47,6 +53,8 @@ def make() -> dict[str, Any]:
         installing: bool = False,
         reason: str | None = None,
     ) -> None:
+        revision = message.get("revision") if isinstance(message, dict) else None
+        kept = max(seen, revision) if welcomed and isinstance(revision, int) else seen
         data = message if isinstance(message, bytes) else compact(message)
         cases.append(
             {
@@ -60,7 +68,8 @@ def make() -> dict[str, Any]:
                     "installing": installing,
                 },
                 "message": b64(data),
-                "expected": {"action": action} | ({} if reason is None else {"reason": reason}),
+                "expected": {"action": action, "highest_revision": kept}
+                | ({} if reason is None else {"reason": reason}),
             }
         )
 
@@ -98,7 +107,10 @@ def make() -> dict[str, Any]:
         "cancelled-installing", "Taken back after `installing`: it cannot be called off any more.",
         cancellation(), "ignore", seen=5, open_offer=OFFER_ID, installing=True,
     )  # fmt: skip
-    add("cancelled-nothing-open", "Taken back, and nothing is open.", cancellation(), "ignore", seen=5)
+    add(
+        "cancelled-nothing-open", "Taken back before the offer itself has come: its revision is kept all the same, "
+        "so that the offer, when it comes, is ignored.", cancellation(), "ignore", seen=4,
+    )  # fmt: skip
     add(
         "cancelled-another", "Another offer than the open one is taken back.",
         cancellation(offer_id=NEWER_ID), "ignore", seen=5, open_offer=OFFER_ID,
@@ -131,4 +143,7 @@ def make() -> dict[str, Any]:
         ("list", "A list.", b"[]"),
     ):
         add(f"unreadable-{name}", about, message, "ignore")
-    return {"keys": {name: describe(SIGNERS[name]) for name in ("ed25519", "p256", "stranger")}, "cases": cases}
+    return {
+        "keys": {name: describe(SIGNERS[name]) for name in ("ed25519", "p256", "stranger")},
+        "cases": cases,
+    }

@@ -153,7 +153,11 @@ def make() -> dict[str, Any]:
         ("not-json", "No JSON.", b"welcome"),
         ("empty", "No bytes.", b""),
         ("list", "A list.", b"[]"),
-        ("no-result", "`result` is missing.", compact({k: v for k, v in reply("busy").items() if k != "result"})),
+        (
+            "no-result",
+            "`result` is missing.",
+            compact({k: v for k, v in reply("busy").items() if k != "result"}),
+        ),
         ("no-for", "`for` is missing.", compact({k: v for k, v in reply("welcome").items() if k != "for"})),
         ("for-number", "`for` is a number.", compact(reply("welcome", **{"for": 7}))),
     ):

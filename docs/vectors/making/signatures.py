@@ -49,7 +49,11 @@ def _encodings(cases: Any) -> None:
             "The payload's length is written with leading zeros.",
             right.replace(f" {len(payload)} ".encode(), f" {len(payload):06} ".encode(), 1),
         ),
-        ("signed-other-version", "The encoding begins with `DSSEv2`.", right.replace(b"DSSEv1", b"DSSEv2", 1)),
+        (
+            "signed-other-version",
+            "The encoding begins with `DSSEv2`.",
+            right.replace(b"DSSEv1", b"DSSEv2", 1),
+        ),
         (
             "signed-without-type",
             "The encoding leaves out the type and its length.",
@@ -60,7 +64,11 @@ def _encodings(cases: Any) -> None:
             "The encoding names the type of a presence, the envelope that of a hello.",
             pae(payload_type("presence"), payload),
         ),
-        ("signed-digest", "The SHA-256 of the encoding is signed in its place.", hashlib.sha256(right).digest()),
+        (
+            "signed-digest",
+            "The SHA-256 of the encoding is signed in its place.",
+            hashlib.sha256(right).digest(),
+        ),
     ]
     key = DEVICES["ed25519"][1]
     for name, about, data in wrong:
@@ -164,14 +172,13 @@ def _key_ids(cases: Any) -> None:
 
 def _whose(cases: Any) -> None:
     """Rightly signed, and for somebody else."""
+
     def said(name: str, about: str, reason: str, verb: str = "hello", **changes: Any) -> None:
         cases.signed(name, about, reason, payload_of("ed25519", verb, **changes), verb=verb)
 
     said("audience-of-another", "`aud` names another gateway.", "wrong_audience", aud="mqtt.example.org")
     said("audience-other-case", "`aud` differs in case.", "wrong_audience", aud="MQTT.example.com")
-    said(
-        "topic-of-another", "`topic` is another device's.", "wrong_topic", topic=topic("p256", "hello")
-    )
+    said("topic-of-another", "`topic` is another device's.", "wrong_topic", topic=topic("p256", "hello"))
     said(
         "topic-of-another-verb", "`topic` is this device's, of another verb.", "wrong_topic",
         topic=topic("ed25519", "presence"),

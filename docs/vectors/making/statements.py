@@ -160,7 +160,9 @@ def _envelope(cases: Cases) -> None:
         "payload-without-padding", "`payload` is base64 without its padding.", 1,
         compact(sealed | {"payload": sealed["payload"].rstrip("=")}),
     )  # fmt: skip
-    cases.add("envelope-bom", "The envelope begins with a byte order mark.", 1, b"\xef\xbb\xbf" + compact(sealed))
+    cases.add(
+        "envelope-bom", "The envelope begins with a byte order mark.", 1, b"\xef\xbb\xbf" + compact(sealed)
+    )
     cases.add(
         "envelope-repeated-member", "The envelope has `payload` twice.", 1,
         compact(sealed)[:-1] + b',"payload":"e30="}',
@@ -227,7 +229,11 @@ def _payload(cases: Cases) -> None:
         ("artifact-path", "An artifact's name is a path.", {"artifacts": [artifact("../pump.img")]}),
         ("artifact-hidden", "An artifact's name begins with a dot.", {"artifacts": [artifact(".img")]}),
         ("artifact-empty", "An artifact of no bytes.", {"artifacts": [artifact("pump.img", size=0)]}),
-        ("artifact-huge", "An artifact of 2⁴⁰+1 bytes.", {"artifacts": [artifact("pump.img", size=2**40 + 1)]}),
+        (
+            "artifact-huge",
+            "An artifact of 2⁴⁰+1 bytes.",
+            {"artifacts": [artifact("pump.img", size=2**40 + 1)]},
+        ),
         (
             "digest-upper-case",
             "A digest in upper-case hex digits.",
@@ -263,23 +269,27 @@ def _payload(cases: Cases) -> None:
         "least-statement", "Nothing is wrong: only what must be there.", None,
         statement(hardware=None, floor=None, created_at=None),
     )  # fmt: skip
-    cases.signed("largest-seq", "Nothing is wrong: `bundle_seq` 2⁵³−1.", None, statement(bundle_seq=2**53 - 1))
+    cases.signed(
+        "largest-seq", "Nothing is wrong: `bundle_seq` 2⁵³−1.", None, statement(bundle_seq=2**53 - 1)
+    )
 
 
 def _fit(cases: Cases) -> None:
     """Steps 4 to 8: a true statement, and this device."""
     none = {"highest_bundle_seq": 0, "running_bundle_seq": 0}
     cases.signed("other-product", "It is for another product.", 4, statement(product="valve"))
-    cases.signed("product-prefix", "Its product's name only begins like the device's.", 4, statement(product="pump-2"))
+    cases.signed(
+        "product-prefix", "Its product's name only begins like the device's.", 4, statement(product="pump-2")
+    )
     cases.signed("same-seq", "The device has had this very number.", 5, statement(), highest_bundle_seq=12)
     cases.signed(
         "below-highest-after-rollback", "The device has had 13 and went back to 9: 12 stays refused.", 5,
         statement(), highest_bundle_seq=13,
     )  # fmt: skip
-    cases.signed("one-above", "Nothing is wrong: one above the highest.", None, statement(), highest_bundle_seq=11)
     cases.signed(
-        "other-model", "Its hardware is another model.", 6, statement(hardware=[{"model": "valve"}])
+        "one-above", "Nothing is wrong: one above the highest.", None, statement(), highest_bundle_seq=11
     )
+    cases.signed("other-model", "Its hardware is another model.", 6, statement(hardware=[{"model": "valve"}]))
     cases.signed("model-case", "The model differs in case.", 6, statement(hardware=[{"model": "PUMP"}]))
     cases.signed(
         "other-revision", "The model fits, the revision does not.", 6,
@@ -297,7 +307,9 @@ def _fit(cases: Cases) -> None:
         "empty-revisions", "Nothing is wrong: an empty list of revisions is every one.", None,
         statement(hardware=[{"model": "pump", "revisions": []}]),
     )  # fmt: skip
-    cases.signed("empty-hardware", "Nothing is wrong: an empty `hardware` is any.", None, statement(hardware=[]))
+    cases.signed(
+        "empty-hardware", "Nothing is wrong: an empty `hardware` is any.", None, statement(hardware=[])
+    )
     cases.signed(
         "second-entry-fits", "Nothing is wrong: the second entry fits.", None,
         statement(hardware=[{"model": "valve"}, {"model": "pump", "revisions": ["a", "b"]}]),
@@ -311,11 +323,18 @@ def _fit(cases: Cases) -> None:
         statement(), running_bundle_seq=8, highest_bundle_seq=10,
     )  # fmt: skip
     cases.signed(
-        "floor-without-bundle", "The running image came from no bundle, which counts as 0.", 7, statement(), **none
+        "floor-without-bundle",
+        "The running image came from no bundle, which counts as 0.",
+        7,
+        statement(),
+        **none,
     )
     cases.signed("at-floor", "Nothing is wrong: the floor itself is running.", None, statement())
-    cases.signed("null-floor", "Nothing is wrong: `floor` is null.", None, compact(statement() | {"floor": None}), **none)
-    cases.signed("no-floor", "Nothing is wrong: no floor, and no bundle runs.", None, statement(floor=None), **none)
+    null = compact(statement() | {"floor": None})
+    cases.signed("null-floor", "Nothing is wrong: `floor` is null.", None, null, **none)
+    cases.signed(
+        "no-floor", "Nothing is wrong: no floor, and no bundle runs.", None, statement(floor=None), **none
+    )
     cases.signed(
         "product-before-seq", "Another product's, and an old number: the first step that fails has the word.", 4,
         statement(product="valve"), highest_bundle_seq=20,
@@ -324,9 +343,7 @@ def _fit(cases: Cases) -> None:
         "artifact-changed", "The artifact has the right size and another content.", 8, statement(),
         content=b"fleetgatE",
     )  # fmt: skip
-    cases.signed(
-        "artifact-cut-off", "The artifact is one byte short.", 8, statement(), content=b"fleetgat"
-    )
+    cases.signed("artifact-cut-off", "The artifact is one byte short.", 8, statement(), content=b"fleetgat")
     cases.signed(
         "artifact-size-lies", "The digest is right, and the statement's size is not.", 8,
         statement(artifacts=[artifact("pump.img", size=10)]),
