@@ -244,6 +244,7 @@ class Reply:
         if self.device_id is not None:
             body["device"] = {"id": self.device_id, "identifier": self.identifier}
             body["product"] = self.product
+        if self.cohort is not None:
             body["cohort"] = self.cohort
         if self.heartbeat_seconds is not None:
             body["heartbeat_seconds"] = self.heartbeat_seconds

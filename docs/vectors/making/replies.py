@@ -29,6 +29,10 @@ def reply(result: str, **changes: Any) -> dict[str, Any]:
     return made | changes
 
 
+def _without(result: str, member: str) -> dict[str, Any]:
+    return {name: value for name, value in reply(result).items() if name != member}
+
+
 def make() -> dict[str, Any]:
     """The file."""
     cases: list[dict[str, Any]] = []
@@ -66,7 +70,7 @@ def make() -> dict[str, Any]:
 
     beat = {"heartbeat_seconds": 60}
     add("welcome", "A welcome.", reply("welcome"), "welcome", **beat)
-    add("welcome-without-cohort", "A welcome of a device that has no cohort.", reply("welcome", cohort=None),
+    add("welcome-without-cohort", "A welcome of a device that has no cohort.", _without("welcome", "cohort"),
         "welcome", **beat)  # fmt: skip
     add(
         "welcome-quarantined", "A welcome with a reason: the device is quarantined and stays connected.",
@@ -156,9 +160,9 @@ def make() -> dict[str, Any]:
         (
             "no-result",
             "`result` is missing.",
-            compact({k: v for k, v in reply("busy").items() if k != "result"}),
+            compact(_without("busy", "result")),
         ),
-        ("no-for", "`for` is missing.", compact({k: v for k, v in reply("welcome").items() if k != "for"})),
+        ("no-for", "`for` is missing.", compact(_without("welcome", "for"))),
         ("for-number", "`for` is a number.", compact(reply("welcome", **{"for": 7}))),
     ):
         add(f"unreadable-{name}", about, data, "ignore")
