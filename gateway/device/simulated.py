@@ -44,6 +44,7 @@ from gateway.device.updates import (
 )
 from provisioning.envelope import payload_type, sign_envelope
 from provisioning.errors import MessageError
+from provisioning.strictjson import parse_json
 from provisioning.topics import Up
 
 HELLO_LIFE_SECONDS: Final = 300
@@ -392,6 +393,6 @@ def _payload_of(envelope: bytes) -> bytes:
 
 def _json(data: bytes) -> object:
     try:
-        return json.loads(data)
-    except ValueError:
+        return parse_json(data)
+    except MessageError:
         return None

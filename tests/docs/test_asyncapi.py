@@ -197,8 +197,8 @@ def parser() -> list[str]:
     assert node is not None
     assert npm is not None
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.lstrip("v").partition(".")[0]) < 20:
-        unavailable(f"Node 20 or newer is needed, {version} was found")
+    if int(version.lstrip("v").partition(".")[0]) < 18:
+        unavailable(f"Node 18 or newer is needed, {version} was found")
     marker, lock = CHECKER / "node_modules" / ".package-lock.json", CHECKER / "package-lock.json"
     if not marker.exists() or marker.stat().st_mtime < lock.stat().st_mtime:
         install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]

@@ -140,6 +140,11 @@ def make() -> dict[str, Any]:
         ("no-revision", "`revision` is missing.", compact(offer(revision=None))),
         ("revision-text", "`revision` is text.", compact(offer(revision="5"))),
         ("not-json", "No JSON.", b"offer"),
+        (
+            "too-deep",
+            "Nested 8192 deep, which a careless parser does not survive.",
+            b"[" * 8192 + b"]" * 8192,
+        ),
         ("list", "A list.", b"[]"),
     ):
         add(f"unreadable-{name}", about, message, "ignore")

@@ -155,6 +155,11 @@ def make() -> dict[str, Any]:
     )  # fmt: skip
     for name, about, data in (
         ("not-json", "No JSON.", b"welcome"),
+        (
+            "too-deep",
+            "Nested 8192 deep, which a careless parser does not survive.",
+            b"[" * 8192 + b"]" * 8192,
+        ),
         ("empty", "No bytes.", b""),
         ("list", "A list.", b"[]"),
         (
