@@ -24,7 +24,13 @@ from provisioning.greeting import Terms
 from provisioning.ids import KeyId
 from provisioning.messages import Hello, Message, Reply, Result, decode_chain, parse_message
 from provisioning.topics import UpTopic, parse_up
-from provisioning.verification import EndedIdentityError, VerifiedIdentity, check_validity, verify_chain
+from provisioning.verification import (
+    EndedIdentityError,
+    VerifiedIdentity,
+    check_sender,
+    check_validity,
+    verify_chain,
+)
 from provisioning.working import Registry
 from store import facts, registry
 from store.database import Database
@@ -192,15 +198,7 @@ class Prover:
                 return
         except EndedIdentityError as error:
             identity, ended = error.identity, error
-        if identity.key_id != work.envelope.key_id:
-            raise VerificationError(
-                RejectReason.KEY_MISMATCH, f"keyid is not that of the certificate, {identity.key_id}"
-            )
-        if identity.topic_name != work.topic.name:
-            raise VerificationError(
-                RejectReason.WRONG_TOPIC,
-                f"the certificate is {identity.topic_name!r}, the topic is {work.topic.name!r}",
-            )
+        check_sender(identity, work.envelope.key_id, work.topic.name)
         verify_envelope(work.envelope, _public_key(identity.spki))
         if ended is not None and not isinstance(work.message, Hello):
             self._drop(work, ended.reason)

@@ -29,7 +29,7 @@ Nonce = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
 MediumText = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 AttributeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-AttributeValue = bool | int | float | MediumText
+AttributeValue = bool | int | float | ShortText
 
 
 class _Wire(BaseModel):
@@ -41,7 +41,7 @@ class Hardware(_Wire):
     """What the device is built of."""
 
     model: ShortText
-    revision: Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    revision: ShortText = ""  # where it says none
 
 
 class Firmware(_Wire):
@@ -84,7 +84,7 @@ class Hello(_Signed):
     firmware: Firmware
     stays: bool = True
     ts: Annotated[int, Field(ge=0)] | None = None
-    challenge: Annotated[str, StringConstraints(max_length=256)] | None = None
+    challenge: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     chain: Annotated[
         list[Annotated[str, StringConstraints(max_length=_MAX_CHAIN_BASE64)]], Field(max_length=3)
     ] = Field(default_factory=list)
@@ -244,6 +244,7 @@ class Reply:
         if self.device_id is not None:
             body["device"] = {"id": self.device_id, "identifier": self.identifier}
             body["product"] = self.product
+        if self.cohort is not None:
             body["cohort"] = self.cohort
         if self.heartbeat_seconds is not None:
             body["heartbeat_seconds"] = self.heartbeat_seconds

@@ -34,6 +34,7 @@ __all__ = [
     "EndedIdentityError",
     "TrustAnchors",
     "VerifiedIdentity",
+    "check_sender",
     "check_validity",
     "explain_chain",
     "verify_chain",
@@ -132,6 +133,25 @@ def explain_chain(chain: tuple[x509.Certificate, ...], anchors: TrustAnchors, no
             detail, changes_at = step.describe(case)
             rules.append(Rule(name=step.name, passed=True, detail=detail, changes_at=changes_at))
     return rules
+
+
+def check_sender(identity: VerifiedIdentity, key_id: KeyId, topic_name: TopicName) -> None:
+    """Whether the certificate is that of the key which is said to have signed, and of the topic it came on.
+
+    Args:
+        key_id: as the envelope names it.
+        topic_name: as the broker's ACL proved it.
+
+    Raises:
+        VerificationError: KEY_MISMATCH, WRONG_TOPIC.
+    """
+    if identity.key_id != key_id:
+        refuse(RejectReason.KEY_MISMATCH, f"keyid is not that of the certificate, {identity.key_id}")
+    if identity.topic_name != topic_name:
+        refuse(
+            RejectReason.WRONG_TOPIC,
+            f"the certificate is {identity.topic_name!r}, the topic is {topic_name!r}",
+        )
 
 
 def check_validity(identity: VerifiedIdentity, anchor: Anchor, now: datetime) -> None:

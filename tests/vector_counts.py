@@ -1,4 +1,4 @@
-"""Where third-party vectors are read from, and how many of them ran."""
+"""Where third-party vectors are read from, and how many ran of those and of our own."""
 
 import json
 import os
@@ -62,4 +62,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     ran = config.stash.get(_ran, Counter())
     if ran:
         parts = ", ".join(f"{count} {name}" for name, count in sorted(ran.items()))
-        terminalreporter.write_line(f"vectors run: {parts} (from {VECTORS})")
+        terminalreporter.write_line(f"vectors run: {parts} (others' from {VECTORS})")

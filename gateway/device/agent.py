@@ -7,7 +7,6 @@ boot, and goes back to the old image by choice.
 """
 
 import contextlib
-import json
 import queue
 import secrets
 import threading
@@ -24,8 +23,6 @@ from paho.mqtt.properties import Properties
 
 from gateway.device.installer import AddressRefusedError, Installer, InstallError
 from gateway.device.messages import (
-    LEAST_HEARTBEAT_SECONDS,
-    LONGEST_WAIT_SECONDS,
     Presence,
     Profile,
     Reply,
@@ -35,13 +32,22 @@ from gateway.device.messages import (
     load_identity_files,
     new_nonce,
     parse_reply,
-    spread,
 )
+from gateway.device.replies import Action, decide_next
 from gateway.device.slots import Image, Slots
-from gateway.device.updates import Offer, RefusedOfferError, Trust, check_offer, parse_offer
+from gateway.device.updates import (
+    Heard,
+    Offer,
+    RefusedOfferError,
+    Trust,
+    check_offer,
+    parse_offer,
+    place_offer,
+)
 from provisioning.bundles import BundleStatement
 from provisioning.errors import FleetgateError, MessageError
 from provisioning.ids import KeyId
+from provisioning.strictjson import parse_json
 from provisioning.topics import DEFAULT_PREFIX, Up
 
 LOOP_SECONDS: Final = 0.2
@@ -110,6 +116,7 @@ class Agent:
         self._stopping = threading.Event()
         self._nonce = ""
         self._tries = 0
+        self._challenges = 0
         self._known = False
         self._act_at = 0.0
         self._act: Callable[[], None] | None = None
@@ -230,15 +237,16 @@ class Agent:
 
     def _message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         if message.topic == self._voice.offer_topic:
-            with contextlib.suppress(ValueError):
-                self._take_offer(json.loads(message.payload))
+            with contextlib.suppress(MessageError):
+                self._take_offer(parse_json(bytes(message.payload)))
             return
         try:
             reply = parse_reply(bytes(message.payload))
         except MessageError as error:
             self._tell(f"a reply that cannot be read: {error.detail}")
             return
-        if reply.nonce is not None and reply.nonce != self._nonce:
+        following = decide_next(reply, nonce=self._nonce, hellos=self._tries, challenges=self._challenges)
+        if following.action is Action.IGNORE:
             return
         if (
             reply.nonce is None and self._tries == 0
@@ -246,25 +254,27 @@ class Agent:
             self._tell(f"a message was not understood: {reply.reason}")
             return
         self.last_reply = reply
-        match reply.result:
-            case Result.CHALLENGE:
+        if reply.nonce is not None:
+            self._nonce = ""  # answered; one with `for: null` may be about an earlier hello
+        match following.action:
+            case Action.ANSWER:
                 self._tell(f"challenged ({reply.reason}); answering")
-                self._known = self._known and reply.reason != "chain_required"
-                self._say_hello(client, reply.challenge)
-            case Result.WELCOME:
+                self._challenges += 1
+                self._known = self._known and not following.with_chain
+                self._say_hello(client, following.challenge)
+            case Action.WELCOME:
                 self._tell(f"welcome: {reply.identifier} of product {reply.product}, cohort {reply.cohort}")
-                self._tries, self._known, self._product = 0, True, reply.product or ""
+                self._tries, self._challenges = 0, 0
+                self._known, self._product = True, reply.product or ""
                 if self._slots is not None:
                     self._slots.settle()
                     self._take_offer(reply.offer or (None if self._refusals else self._slots.state.offer))
-                self._heartbeat_seconds = max(
-                    LEAST_HEARTBEAT_SECONDS, reply.heartbeat_seconds or self._heartbeat_seconds
-                )
+                self._heartbeat_seconds = following.heartbeat_seconds or self._heartbeat_seconds
                 self._beat_later(client)
-            case Result.PENDING | Result.BUSY | Result.REJECTED:
-                wait = spread(reply.retry_after_seconds or LONGEST_WAIT_SECONDS)
-                self._tell(f"{reply.result}: {reply.reason}; trying again in {wait:.0f} s")
-                self._after(wait, lambda: self._say_hello(client))
+            case Action.WAIT:
+                self._challenges = 0
+                self._tell(f"{reply.result}: {reply.reason}; trying again in {following.wait_seconds:.0f} s")
+                self._after(following.wait_seconds, lambda: self._say_hello(client))
 
     def _beat_later(self, client: paho.Client) -> None:
         def beat() -> None:
@@ -278,15 +288,24 @@ class Agent:
 
     def _take_offer(self, document: object) -> None:
         slots, offer = self._slots, parse_offer(document)
-        if slots is None or offer is None or offer.revision < slots.state.revision:
+        if slots is None or offer is None:
             return
-        if not self._product:
-            return  # it came before the welcome, which says whose device this is, and carries it again
-        if self._installing is not None and self._installing.is_alive():
-            return  # the same again, or one that comes when this one is through
-        if offer.cancelled:
+        busy = self._installing is not None and self._installing.is_alive()
+        state = slots.state
+        heard, revision = place_offer(
+            offer,
+            welcomed=bool(self._product),
+            highest_revision=state.revision,
+            open_offer=None if state.offer is None else str(state.offer["offer_id"]),
+            installing=busy,
+        )
+        if heard is Heard.CANCEL:
             self._tell(f"the offer was taken back: {offer.offer_id}")
-            slots.take_offer(None, offer.revision)
+            slots.take_offer(None, revision)
+            return
+        if heard is Heard.IGNORE or busy:  # busy: the same again, and it is under way
+            if revision > state.revision:
+                slots.take_offer(state.offer, revision)
             return
         profile = self._voice.profile
         trust = Trust(

@@ -325,10 +325,13 @@ def parse_reply(data: bytes) -> Reply:
         result = Result(word)
     except ValueError:
         result = Result.BUSY  # a word of a later gateway (docs/protocol.md, section 7)
+    nonce = document.get("for", 0)
+    if nonce is not None and not isinstance(nonce, str):  # without it, nobody knows what is answered
+        raise MessageError(RejectReason.MALFORMED_MESSAGE, "'for' is neither a nonce nor null")
     device = document.get("device")
     offer = document.get("offer")
     return Reply(
-        nonce=_text(document, "for"),
+        nonce=nonce,
         result=result,
         reason=_text(document, "reason"),
         retry_after_seconds=_seconds(document, "retry_after_seconds"),

@@ -22,7 +22,6 @@ from paho.mqtt.properties import Properties
 
 from gateway.device.factory import DeviceCertificate, new_key
 from gateway.device.messages import (
-    LEAST_HEARTBEAT_SECONDS,
     Presence,
     Reply,
     Result,
@@ -31,12 +30,21 @@ from gateway.device.messages import (
     load_identity,
     new_nonce,
     parse_reply,
-    spread,
 )
 from gateway.device.plans import Broker, Fate, Forgery, Outcome, Plan
-from gateway.device.updates import Offer, RefusedOfferError, Trust, check_offer, parse_offer
+from gateway.device.replies import Action, decide_next
+from gateway.device.updates import (
+    Heard,
+    Offer,
+    RefusedOfferError,
+    Trust,
+    check_offer,
+    parse_offer,
+    place_offer,
+)
 from provisioning.envelope import payload_type, sign_envelope
 from provisioning.errors import MessageError
+from provisioning.strictjson import parse_json
 from provisioning.topics import Up
 
 HELLO_LIFE_SECONDS: Final = 300
@@ -73,6 +81,7 @@ class SimulatedDevice:
         self._nonce = ""
         self._said_at = 0.0
         self._tries = 0
+        self._challenges = 0
         self._losses = 0
         self._life = 0  # grows with every connection: what an earlier one meant to do is forgotten
         self._churned = 0
@@ -205,27 +214,26 @@ class SimulatedDevice:
         except MessageError:
             self.outcome.unreadable += 1
             return
-        if reply.nonce is None and self.outcome.result == Result.WELCOME:
-            return  # about something other than its hello
-        if reply.nonce not in (self._nonce, None):
+        following = decide_next(reply, nonce=self._nonce, hellos=self._tries, challenges=self._challenges)
+        if following.action is Action.IGNORE:
             return
         self._nonce = ""
-        if reply.result == Result.CHALLENGE:
-            self._known = self._known and reply.reason != "chain_required"
-            self._say_hello(reply.challenge)
+        if following.action is Action.ANSWER:
+            self._challenges += 1
+            self._known = self._known and not following.with_chain
+            self._say_hello(following.challenge)
             return
+        self._challenges = 0
         outcome = self.outcome
         outcome.result, outcome.reason = str(reply.result), reply.reason
         outcome.product, outcome.cohort = reply.product, reply.cohort
         if outcome.latency_ms is None:
             outcome.latency_ms = (heard_at - self._said_at) * 1000
-        if reply.result != Result.WELCOME:
-            self._later(spread(reply.retry_after_seconds or 600.0), self._say_hello)
+        if following.action is Action.WAIT:
+            self._later(following.wait_seconds, self._say_hello)
             return
         self._tries, self._losses, self._known = 0, 0, True
-        self._heartbeat_seconds = max(
-            LEAST_HEARTBEAT_SECONDS, reply.heartbeat_seconds or self._heartbeat_seconds
-        )
+        self._heartbeat_seconds = following.heartbeat_seconds or self._heartbeat_seconds
         self._later(self._heartbeat_seconds * (0.5 + secrets.randbelow(500) / 1000), self._beat)
         self._settle_update()
         if reply.offer is not None:
@@ -257,18 +265,19 @@ class SimulatedDevice:
 
     def _take_offer(self, document: object) -> None:
         offer = parse_offer(document)
-        if offer is None or not self.plan.keys or offer.revision < self._revision:
+        if offer is None or not self.plan.keys:
             return
-        if self.outcome.product is None:
-            return  # it came before the welcome, which carries it again
-        running = self._offer
-        if running is not None and running.offer_id == offer.offer_id and offer.revision == self._revision:
-            return  # the same again, with fresh addresses: it is under way
-        self._revision = offer.revision
-        if offer.cancelled:
-            if running is not None and running.offer_id == offer.offer_id:
-                self._offer = None
-                self.outcome.updates[offer.offer_id] = "cancelled"
+        heard, self._revision = place_offer(
+            offer,
+            welcomed=self.outcome.product is not None,
+            highest_revision=self._revision,
+            open_offer=None if self._offer is None else self._offer.offer_id,
+            installing=False,
+        )
+        if heard is Heard.CANCEL:
+            self._offer = None
+            self.outcome.updates[offer.offer_id] = "cancelled"
+        if heard is not Heard.TAKE:
             return
         self._offer = offer
         profile = self._voice.profile
@@ -384,6 +393,6 @@ def _payload_of(envelope: bytes) -> bytes:
 
 def _json(data: bytes) -> object:
     try:
-        return json.loads(data)
-    except ValueError:
+        return parse_json(data)
+    except MessageError:
         return None

@@ -7,6 +7,7 @@ Pure: what is trusted, what runs and what was ever installed are arguments. `slo
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from provisioning.bundles import REFUSAL_WORDS, BundleStatement, check_update, verify_statement
@@ -68,17 +69,54 @@ def parse_offer(document: object) -> Offer | None:
     """Takes an offer apart; None where it is none."""
     if not isinstance(document, dict):
         return None
+    offer_id, revision = document.get("offer_id"), document.get("revision")
+    if not isinstance(offer_id, str) or not isinstance(revision, int) or isinstance(revision, bool):
+        return None
     try:
         return Offer(
-            offer_id=str(document["offer_id"]),
-            revision=int(document["revision"]),
-            cancelled=bool(document.get("cancelled", False)),
+            offer_id=offer_id,
+            revision=revision,
+            cancelled=document.get("cancelled") is True,
             version=str(document.get("version", "")),
             statement=json.dumps(document.get("statement", {})).encode(),
             artifacts=tuple(_artifact(one) for one in document.get("artifacts", ())),
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+class Heard(StrEnum):
+    """What an offer is to a device that has heard others before."""
+
+    IGNORE = "ignore"
+    SAME = "same"
+    CANCEL = "cancel"
+    TAKE = "take"
+
+
+def place_offer(
+    offer: Offer, *, welcomed: bool, highest_revision: int, open_offer: str | None, installing: bool
+) -> tuple[Heard, int]:
+    """What an offer is to this device, and the highest revision that it keeps from now on.
+
+    SAME is the open offer with fresh addresses. TAKE says that it is this device's turn to prove it (`check_offer`).
+
+    Args:
+        welcomed: whether this life of the device was welcomed: only then it knows its product.
+        highest_revision: that it has seen, 0 for none.
+        open_offer: the id of the one that is under way, if any.
+        installing: whether that one can no longer be called off.
+    """
+    if not welcomed or offer.revision < highest_revision:
+        return Heard.IGNORE, highest_revision
+    same = offer.offer_id == open_offer
+    if offer.cancelled:
+        heard = Heard.CANCEL if same and not installing else Heard.IGNORE
+    elif same and offer.revision == highest_revision:
+        heard = Heard.SAME
+    else:
+        heard = Heard.IGNORE if installing else Heard.TAKE
+    return heard, offer.revision
 
 
 def check_offer(offer: Offer, trust: Trust) -> BundleStatement:

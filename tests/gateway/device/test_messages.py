@@ -209,7 +209,6 @@ def test_a_result_of_a_later_version_is_busy_and_unknown_members_are_ignored() -
 @pytest.mark.parametrize(
     ("member", "value"),
     [
-        ("for", 7),
         ("reason", ["x"]),
         ("retry_after_seconds", "soon"),
         ("retry_after_seconds", -1),
@@ -223,7 +222,7 @@ def test_a_result_of_a_later_version_is_busy_and_unknown_members_are_ignored() -
     ],
 )
 def test_a_member_of_the_wrong_kind_is_as_if_it_were_missing(member: str, value: object) -> None:
-    document = {"v": 1, "result": "welcome"}
+    document = {"v": 1, "for": None, "result": "welcome"}
     assert parse_reply(json.dumps(document | {member: value}).encode()) == parse_reply(
         json.dumps(document).encode()
     )
@@ -237,6 +236,8 @@ def test_a_member_of_the_wrong_kind_is_as_if_it_were_missing(member: str, value:
         (b"[]", RejectReason.MALFORMED_MESSAGE),
         (b"{}", RejectReason.MALFORMED_MESSAGE),
         (b'{"result":null}', RejectReason.MALFORMED_MESSAGE),
+        (b'{"result":"welcome"}', RejectReason.MALFORMED_MESSAGE),
+        (b'{"for":7,"result":"welcome"}', RejectReason.MALFORMED_MESSAGE),
         (b'{"result":{"welcome":1}}', RejectReason.MALFORMED_MESSAGE),
     ],
 )
