@@ -4,10 +4,13 @@ import base64
 import hashlib
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from gateway.device.messages import parse_reply
 from gateway.device.updates import Trust, check_offer, parse_offer
 from provisioning.attempts import REASONS, AttemptState
 from provisioning.bundles import (
@@ -22,9 +25,11 @@ from provisioning.bundles import (
     read_envelope,
     verify_statement,
 )
+from provisioning.downloads import check_token, make_token
 from provisioning.envelope import key_id_of, load_spki, pae, parse_envelope, payload_type, verify_envelope
-from provisioning.errors import RejectReason
-from provisioning.messages import Progress
+from provisioning.errors import RejectReason, VerificationError
+from provisioning.ids import DeviceId, TopicName
+from provisioning.messages import Hello, Presence, Progress, Reply, Result
 from provisioning.rollouts import Plan
 from provisioning.strictjson import parse_json
 
@@ -51,10 +56,7 @@ def test_the_beginning_of_the_signed_bytes_is_as_shown() -> None:
 
 
 def test_the_worked_payload_is_a_hello() -> None:
-    messages = pytest.importorskip(
-        "provisioning.messages", reason="provisioning/messages.py is not there yet"
-    )
-    hello = messages.Hello.model_validate(parse_json(fenced("payload").encode()))
+    hello = Hello.model_validate(parse_json(fenced("payload").encode()))
     assert hello.nonce == "q3J8vN0xTtWm2K5a"
 
 
@@ -148,3 +150,85 @@ def test_the_limits_of_an_attempt_are_those_of_a_plan_with_their_defaults() -> N
         (plan.step_seconds, "step_too_long"),
         (plan.total_seconds, "attempt_too_long"),
     ]
+
+
+SECTION_7 = PROTOCOL[PROTOCOL.index("## 7. Reply") : PROTOCOL.index("## 8. Presence")]
+
+
+def test_the_payloads_shown_are_read_as_their_messages() -> None:
+    hello = Hello.model_validate(parse_json(fenced("hello-payload").encode()))
+    assert (hello.attributes["indoors"], hello.firmware.bundle_seq) == (True, 11)
+    assert hello.last_update is not None
+    beat, will = (Presence.model_validate(parse_json(fenced(kind).encode())) for kind in ("presence", "will"))
+    assert (beat.state, beat.seq, will.state, will.seq) == ("online", 2, "offline", 0)
+
+
+@pytest.mark.parametrize("kind", ["welcome", "challenge", "rejected"])
+def test_the_replies_shown_are_what_the_gateway_writes_and_a_device_reads(kind: str) -> None:
+    shown = fenced(kind)
+    document = json.loads(shown)
+    reply = Reply(
+        topic_name=TopicName("pump-17"),
+        result=Result(kind),
+        for_nonce=document["for"],
+        reason=None if document["reason"] is None else RejectReason(document["reason"]),
+        retry_after_seconds=document["retry_after_seconds"],
+        challenge=document.get("challenge"),
+        device_id=document.get("device", {}).get("id"),
+        identifier=document.get("device", {}).get("identifier"),
+        product=document.get("product"),
+        cohort=document.get("cohort"),
+        heartbeat_seconds=document.get("heartbeat_seconds"),
+    )
+    assert reply.encode(datetime.fromtimestamp(document["server_time"] / 1000, UTC)).decode() == shown
+    assert parse_reply(shown.encode()).result == kind
+
+
+def test_the_table_of_the_reply_names_its_members() -> None:
+    told, _, _ = SECTION_7.partition("| result | means")
+    named = set(words_of(told))
+    shown = {member for kind in ("welcome", "challenge") for member in json.loads(fenced(kind))}
+    assert named == shown | {"offer"}
+
+
+def test_every_word_that_a_reply_can_carry_has_its_row() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", SECTION_7, flags=re.MULTILINE))
+    elsewhere = {"rate_limited"}  # counted, never answered
+    operators = {
+        reason.value
+        for reason in RejectReason
+        if reason.startswith(("bundle_", "signing_key_", "artifact_", "url_"))
+    }
+    assert set(rows) == {reason.value for reason in RejectReason} - operators - elsewhere
+    assert set(rows.values()) <= {result.value for result in Result}
+
+
+def to_der(signature: bytes) -> bytes:
+    """The steps of section 4, literally."""
+    half, parts = len(signature) // 2, b""
+    for number in (signature[:half], signature[half:]):
+        short = number.lstrip(b"\0") or b"\0"
+        if short[0] >= 0x80:
+            short = b"\0" + short
+        parts += b"\x02" + bytes([len(short)]) + short
+    return b"\x30" + bytes([len(parts)]) + parts
+
+
+@pytest.mark.parametrize("length", [32, 48])
+@pytest.mark.parametrize("first", [0x00, 0x01, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("second", [0x00, 0x7F, 0x80])
+def test_the_steps_from_r_and_s_to_der_are_right(length: int, first: int, second: int) -> None:
+    number = bytes([first, second]) + b"\xa5" * (length - 2)
+    value = int.from_bytes(number, "big")
+    assert to_der(number + number) == encode_dss_signature(value, value)
+    assert len(to_der(b"\xff" * 2 * length)) == {32: 72, 48: 104}[length]
+
+
+def test_the_problem_shown_is_what_a_download_answers() -> None:
+    problem = json.loads(fenced("problem"))
+    assert set(problem) == {"type", "title", "status", "detail"}
+    assert problem["type"] == f"urn:fleetgate:problem:{RejectReason.URL_EXPIRED}"
+    token = make_token(b"k" * 32, DeviceId(7), "0" * 64, datetime(2026, 1, 1, tzinfo=UTC))
+    with pytest.raises(VerificationError) as refused:
+        check_token([b"k" * 32], token, "0" * 64, datetime(2026, 1, 2, tzinfo=UTC))
+    assert refused.value.detail == problem["detail"]
