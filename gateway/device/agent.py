@@ -7,12 +7,11 @@ boot, and goes back to the old image by choice.
 """
 
 import contextlib
-import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +20,6 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from gateway.device.installer import AddressRefusedError, Installer, InstallError
 from gateway.device.messages import (
     Presence,
     Profile,
@@ -35,16 +33,7 @@ from gateway.device.messages import (
 )
 from gateway.device.replies import Action, decide_next
 from gateway.device.slots import Image, Slots
-from gateway.device.updates import (
-    Heard,
-    Offer,
-    RefusedOfferError,
-    Trust,
-    check_offer,
-    parse_offer,
-    place_offer,
-)
-from provisioning.bundles import BundleStatement
+from gateway.device.updating import Updating
 from provisioning.errors import FleetgateError, MessageError
 from provisioning.ids import KeyId
 from provisioning.strictjson import parse_json
@@ -52,8 +41,6 @@ from provisioning.topics import DEFAULT_PREFIX, Up
 
 LOOP_SECONDS: Final = 0.2
 HELLO_LIFE_SECONDS: Final = 300
-MOST_REFUSALS: Final = 3
-"""Refused addresses in a row, each after a fresh offer, before an update has failed."""
 STABLE_SECONDS: Final = 60.0
 """A connection that held so long starts the waiting anew; one that is taken over at once does not."""
 
@@ -95,24 +82,19 @@ class Agent:
         self._settings = settings
         self._tell = tell
         profile = settings.profile
-        self._slots: Slots | None = None
+        self._updating: Updating | None = None
         if settings.state is not None:
             factory = Image(version=profile.version, bundle_seq=profile.bundle_seq)
-            self._slots = Slots(settings.state, factory)
-            running = self._slots.running
-            profile = replace(profile, version=running.version, bundle_seq=running.bundle_seq)
+            slots = Slots(settings.state, factory)
+            self._updating = Updating(slots, profile, settings.signing_keys, tell)
+            profile = self._updating.profile
         self._voice = Voice(
             load_identity_files(settings.cert, settings.key),
             audience=settings.audience,
             prefix=settings.prefix,
             profile=profile,
         )
-        self._steps: queue.SimpleQueue[tuple[str, str, dict[str, Any]]] = queue.SimpleQueue()
-        self._installing: threading.Thread | None = None
         self._reboots = False
-        self._refused = threading.Event()
-        self._refusals = 0
-        self._product = ""
         self._stopping = threading.Event()
         self._nonce = ""
         self._tries = 0
@@ -126,6 +108,8 @@ class Agent:
     def stop(self) -> None:
         """Ends `run` after a goodbye."""
         self._stopping.set()
+        if self._updating is not None:
+            self._updating.stop()
 
     def run(self, *, until_answered: bool = False) -> Reply | None:
         """Connects, says hello and stays, connecting again after each loss.
@@ -146,8 +130,8 @@ class Agent:
             else:
                 began_at = time.monotonic()
                 self._serve(client, until_answered)
-                if self._reboots:
-                    self._boot()
+                if self._reboots and self._updating is not None:
+                    self._boot(self._updating)
                     losses = 0
                     continue
                 if time.monotonic() - began_at > STABLE_SECONDS:
@@ -187,11 +171,10 @@ class Agent:
                 return
             if self._act is not None and time.monotonic() >= self._act_at:
                 self._act()
-            self._report_steps(client)
-            if self._refused.is_set() and self._installing is not None:
-                self._installing.join()
-                self._refused.clear()
-                self._say_hello(client)  # its welcome brings fresh addresses, if it is still offered
+            if self._updating is not None:
+                self._report_steps(client, self._updating)
+                if self._updating.needs_hello():
+                    self._say_hello(client)  # its welcome brings fresh addresses, if it is still offered
             if self._reboots:
                 client.publish(
                     self._voice.topic(Up.PRESENCE), self._voice.presence(Presence.REBOOTING), qos=1
@@ -220,7 +203,7 @@ class Agent:
             ts=ts,
             challenge=challenge,
             with_chain=not self._known,
-            last_update=None if self._slots is None else self._slots.state.last_update,
+            last_update=None if self._updating is None else self._updating.slots.state.last_update,
         )
         client.publish(self._voice.topic(Up.HELLO), hello, qos=1, properties=self._properties())
         self._after(full_jitter(self._tries), lambda: self._say_hello(client))
@@ -237,8 +220,9 @@ class Agent:
 
     def _message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         if message.topic == self._voice.offer_topic:
-            with contextlib.suppress(MessageError):
-                self._take_offer(parse_json(bytes(message.payload)))
+            if self._updating is not None:
+                with contextlib.suppress(MessageError):
+                    self._updating.take(parse_json(bytes(message.payload)))
             return
         try:
             reply = parse_reply(bytes(message.payload))
@@ -265,10 +249,9 @@ class Agent:
             case Action.WELCOME:
                 self._tell(f"welcome: {reply.identifier} of product {reply.product}, cohort {reply.cohort}")
                 self._tries, self._challenges = 0, 0
-                self._known, self._product = True, reply.product or ""
-                if self._slots is not None:
-                    self._slots.settle()
-                    self._take_offer(reply.offer or (None if self._refusals else self._slots.state.offer))
+                self._known = True
+                if self._updating is not None:
+                    self._updating.welcome(reply.product or "", reply.offer)
                 self._heartbeat_seconds = following.heartbeat_seconds or self._heartbeat_seconds
                 self._beat_later(client)
             case Action.WAIT:
@@ -284,96 +267,18 @@ class Agent:
 
         self._after(self._heartbeat_seconds * (0.8 + secrets.randbelow(200) / 1000), beat)
 
-    # --- Firmware
-
-    def _take_offer(self, document: object) -> None:
-        slots, offer = self._slots, parse_offer(document)
-        if slots is None or offer is None:
-            return
-        busy = self._installing is not None and self._installing.is_alive()
-        state = slots.state
-        heard, revision = place_offer(
-            offer,
-            welcomed=bool(self._product),
-            highest_revision=state.revision,
-            open_offer=None if state.offer is None else str(state.offer["offer_id"]),
-            installing=busy,
-        )
-        if heard is Heard.CANCEL:
-            self._tell(f"the offer was taken back: {offer.offer_id}")
-            slots.take_offer(None, revision)
-            return
-        if heard is Heard.IGNORE or busy:  # busy: the same again, and it is under way
-            if revision > state.revision:
-                slots.take_offer(state.offer, revision)
-            return
-        profile = self._voice.profile
-        trust = Trust(
-            keys=self._settings.signing_keys,
-            product=self._product,
-            hardware_model=profile.model,
-            hardware_revision=profile.revision or "",
-            running_seq=profile.bundle_seq or 0,
-            highest_seq=slots.state.highest_seq,
-        )
-        try:
-            statement = check_offer(offer, trust)
-        except RefusedOfferError as error:
-            self._tell(f"offer of {offer.version} refused: {error}")
-            self._steps.put((offer.offer_id, "rejected", {"reason": error.reason}))
-            slots.take_offer(None, offer.revision)
-            slots.end_update(offer.offer_id, "rejected", error.reason)
-            return
-        assert isinstance(document, dict)
-        slots.take_offer(document, offer.revision)
-        self._tell(f"offered {statement.version} (bundle {statement.bundle_seq})")
-        self._steps.put((offer.offer_id, "accepted", {}))
-        self._installing = threading.Thread(
-            target=self._install, args=(slots, offer, statement), name="installer", daemon=True
-        )
-        self._installing.start()
-
-    def _install(self, slots: Slots, offer: Offer, statement: BundleStatement) -> None:
-        def tell(state: str, more: dict[str, Any]) -> None:
-            self._steps.put((offer.offer_id, state, more))
-
-        try:
-            Installer(slots, offer, statement, tell, self._stopping).run()
-        except AddressRefusedError as error:
-            self._refusals += 1
-            self._tell(f"an address was refused ({error.word}); asking for fresh ones")
-            if self._refusals < MOST_REFUSALS:
-                self._refused.set()
-                return
-            self._refusals = 0
-            slots.end_update(offer.offer_id, "failed", "url_refused")
-            tell("failed", {"reason": "url_refused", "detail": error.word})
-            return
-        except InstallError as error:
-            if self._stopping.is_set():
-                return  # it goes on at the next start
-            slots.end_update(offer.offer_id, "failed", error.reason)
-            tell("failed", {"reason": error.reason, "detail": error.detail})
-            return
-        slots.begin_trial(Image(version=statement.version, bundle_seq=statement.bundle_seq), offer.offer_id)
-        tell("rebooting", {})
-
-    def _report_steps(self, client: paho.Client) -> None:
-        while not self._steps.empty():
-            offer_id, state, more = self._steps.get()
+    def _report_steps(self, client: paho.Client, updating: Updating) -> None:
+        for offer_id, state, more in updating.take_steps():
             self._tell(f"update: {state}{' (' + str(more['reason']) + ')' if more.get('reason') else ''}")
             report = self._voice.progress(offer_id=offer_id, state=state, **more)
             client.publish(self._voice.topic(Up.PROGRESS), report, qos=1)
             self._reboots = self._reboots or state == "rebooting"
 
-    def _boot(self) -> None:
+    def _boot(self, updating: Updating) -> None:
         """A new life of the device, on what its slots say."""
-        assert self._slots is not None
         self._reboots = False
-        last = self._slots.state.last_update
-        if self._settings.rolls_back and self._slots.state.trial is not None and last is not None:
-            self._slots.roll_back(last["offer_id"], "health_check_failed")
-        image = self._slots.running
+        updating.boot(unwell=self._settings.rolls_back)
+        image = updating.slots.running
         self._voice.reboot(version=image.version, bundle_seq=image.bundle_seq)
         self._tell(f"booted {image.version}")
 

@@ -42,6 +42,40 @@ class AddressRefusedError(Exception):
         self.word = word
 
 
+class Halt:
+    """Ends an update from another thread, as long as nothing of it is being written over. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._writing = False
+
+    def set(self) -> bool:
+        """Ends it. False: too late, it is being written."""
+        with self._lock:
+            if not self._writing:
+                self._event.set()
+            return not self._writing
+
+    def is_set(self) -> bool:
+        """Whether it is to end."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits, and not longer than until it is to end; whether it is."""
+        return self._event.wait(seconds)
+
+    def begin_writing(self) -> bool:
+        """From here on it cannot be ended. False: it was ended before."""
+        with self._lock:
+            self._writing = not self._event.is_set()
+            return self._writing
+
+
+class _HaltedError(Exception):
+    """It was ended; what has come stays for the next time."""
+
+
 class Installer:
     """One update.
 
@@ -49,7 +83,7 @@ class Installer:
         slots: where it goes.
         offer: with addresses; `statement` is what was verified.
         tell: called from this thread.
-        stopping: ends it between two chunks; what has come stays for the next time.
+        halt: ends it between two chunks; what has come stays for the next time.
     """
 
     def __init__(
@@ -58,21 +92,36 @@ class Installer:
         offer: Offer,
         statement: BundleStatement,
         tell: Tell,
-        stopping: threading.Event,
+        halt: Halt,
     ) -> None:
         self._slots = slots
         self._offer = offer
         self._statement = statement
         self._tell = tell
-        self._stopping = stopping
+        self._halt = halt
 
-    def run(self) -> None:
-        """Downloads, verifies, installs.
+    def run(self) -> bool:
+        """Downloads, verifies, installs. False: it was ended before it wrote anything.
 
         Raises:
             AddressRefusedError: an address is not served any more.
             InstallError: it ended otherwise.
         """
+        try:
+            files = self._get()
+        except _HaltedError:
+            return False
+        if not self._halt.begin_writing():
+            return False
+        self._tell("installing", {"percent": 0})
+        target = self._slots.path(self._slots.spare)
+        for old in target.iterdir():
+            old.unlink()
+        for file, artifact in zip(files, self._offer.artifacts, strict=True):
+            file.replace(target / artifact.name)
+        return True
+
+    def _get(self) -> list[Path]:
         whole = sum(artifact.size for artifact in self._offer.artifacts)
         if shutil.disk_usage(self._slots.directory).free < 2 * whole:
             raise InstallError("no_space", f"{whole} bytes are offered, twice as many must be free")
@@ -84,12 +133,7 @@ class Installer:
                 file.unlink()
                 raise InstallError("digest_mismatch", f"{artifact.name} is not what was signed")
         self._tell("verified", {})
-        self._tell("installing", {"percent": 0})
-        target = self._slots.path(self._slots.spare)
-        for old in target.iterdir():
-            old.unlink()
-        for file, artifact in zip(files, self._offer.artifacts, strict=True):
-            file.replace(target / artifact.name)
+        return files
 
     def _fetch(self, artifact: OfferedArtifact) -> Path:
         file = self._slots.downloads / artifact.sha256
@@ -97,7 +141,7 @@ class Installer:
             return file
         part = file.with_suffix(".part")
         last, tries = "no answer", 0
-        while tries < TRIES and not self._stopping.is_set():
+        while tries < TRIES:
             pause = PAUSE_SECONDS
             try:
                 self._fetch_once(artifact, part)
@@ -119,7 +163,8 @@ class Installer:
             except httpx.HTTPError as error:
                 last = str(error)
                 tries += 1
-            self._stopping.wait(pause)
+            if self._halt.wait(pause):
+                raise _HaltedError
         raise InstallError("download_failed", f"{artifact.name}: {last}")
 
     def _fetch_once(self, artifact: OfferedArtifact, part: Path) -> None:
@@ -135,7 +180,9 @@ class Installer:
             with part.open("ab" if answer.status_code == 206 else "wb") as output:
                 for chunk in answer.iter_bytes():
                     output.write(chunk)
-                    if self._stopping.is_set() or output.tell() > artifact.size:
+                    if self._halt.is_set():
+                        raise _HaltedError
+                    if output.tell() > artifact.size:
                         return
 
 

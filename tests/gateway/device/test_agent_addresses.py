@@ -13,6 +13,8 @@ from broker_fixtures import wait_until
 from firmware import attempts_of, make_product, push, roll_out
 from running import Running, running_gateway
 
+from gateway.operations import rollouts
+from provisioning.rollouts import RolloutState
 from store import attempts
 
 Planned = tuple[int, dict[str, str]]
@@ -114,3 +116,19 @@ def test_addresses_that_are_refused_again_and_again_end_the_update(
     with running.database.read() as tx:
         (attempt,) = attempts.list_of_rollout(tx, view.rollout.id, only_open=False)
     assert attempt.reason == "url_refused"
+
+
+def test_a_download_is_let_go_when_its_offer_is_taken_back(
+    running: Running, planned: Proxy, tmp_path: Path
+) -> None:
+    planned.planned.extend([(429, {"Retry-After": "1"})] * 1000)
+    product = make_product(running, "sensor")
+    first = roll_out(running, product, push(running, product).version)
+    with agent_of(settings(running, tmp_path, product)) as heard:
+        wait_until(lambda: bool(planned.seen), "it downloads")
+        rollouts.move(running.desk, running.principal, first.rollout.id, RolloutState.CANCELLED)
+        wait_until(lambda: any("taken back" in line for line in heard), f"it hears of it: {heard}")
+        planned.planned.clear()
+        second = roll_out(running, product, push(running, product).version)
+        wait_until(lambda: attempts_of(running, second) == {"succeeded": 1}, "it takes the next", 30)
+    assert attempts_of(running, first) == {"cancelled": 1}
