@@ -29,9 +29,9 @@ hello() { # $proof: why it is fresh, or nothing; arguments: options of mosquitto
     encode $kind "$work/payload" >"$work/signed"
     openssl pkeyutl -sign -rawin ${digest:+-digest "$digest"} -inkey "$key" -in "$work/signed" -out "$work/sig"
     payload=$(text "$work/payload") sig=$(text "$work/sig") keyid=$(key_id -in "$key")
-    jq -cn '$ENV | {payloadType: .kind, payload, signatures: [{keyid, sig}]}' >"$work/hello"
+    envelope=$(jq -cn '$ENV | {payloadType: .kind, payload, signatures: [{keyid, sig}]}')
     mosquitto_rr -h "$host" -p "$port" --cafile "$ca" --cert "$cert" --key "$key" -q 1 -W 60 "$@" \
-        -t "$base/hello" -e "$base/reply" -f "$work/hello" >"$work/reply" || exit 75
+        -t "$base/hello" -e "$base/reply" -m "$envelope" >"$work/reply" || exit 75
     said=$(jq -r 'select(.for == $ENV.nonce or .for == null) | "\(.result) \(.reason // "")"' "$work/reply")
     echo "$said"
 }

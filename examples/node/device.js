@@ -6,7 +6,8 @@ import mqtt from "mqtt";
 import { Updates } from "./firmware.js";
 import { Counted, Identity, random } from "./wire.js";
 
-const DEFAULTS = { port: "8883", mqtt: "5", audience: "", prefix: "fg/v1", model: "pump", revision: "", version: "1.0.0" };
+const IMAGE = { model: "pump", revision: "", version: "1.0.0" }; // what the factory made, and put on it
+const DEFAULTS = { port: "8883", mqtt: "5", audience: "", prefix: "fg/v1", ...IMAGE };
 const NAMES = ["host", "ca", "certificate", "key", "signers", "state", ...Object.keys(DEFAULTS)];
 const { values } = parseArgs({ options: Object.fromEntries(NAMES.map((name) => [name, { type: "string" }])) });
 const options = { ...DEFAULTS, ...values };
@@ -33,6 +34,7 @@ class Device {
   connect() {
     const { base } = this.identity;
     const counted = new Counted(this.identity);
+    const farewell = counted.message("presence", { state: "offline" }, 0);
     const client = mqtt.connect({
       protocol: "mqtts",
       host: options.host,
@@ -44,7 +46,7 @@ class Device {
       clientId: "device", // the broker puts the certificate's CN in its place
       clean: true,
       reconnectPeriod: 0, // a new connection has a new `conn` and so a new will
-      will: { topic: `${base}/presence`, payload: counted.message("presence", { state: "offline" }, 0), qos: 1, retain: false },
+      will: { topic: `${base}/presence`, payload: farewell, qos: 1, retain: false },
     });
     Object.assign(this, { client, counted, nonce: null, welcomed: false });
     client.on("connect", () => client.subscribe([`${base}/reply`, `${base}/offer`], { qos: 1 }, () => this.hello()));

@@ -29,14 +29,16 @@ export function verify(envelope, { signers, product, hardware, runningSeq, highe
     const [{ keyid, sig }] = envelope.signatures;
     const payload = Buffer.from(envelope.payload, "base64");
     const signer = signers.get(keyid);
-    require(envelope.payloadType === KIND && signer, "statement_invalid");
-    require(verifySignature(digestOf(signer), encode(KIND, payload), signer, Buffer.from(sig, "base64")), "statement_invalid");
+    const signed = (signature) => verifySignature(digestOf(signer), encode(KIND, payload), signer, signature);
+    require(envelope.payloadType === KIND && signer && signed(Buffer.from(sig, "base64")), "statement_invalid");
     statement = JSON.parse(payload);
     const { v, version, bundle_seq: seq, artifacts } = statement;
+    const names = new Set(artifacts.map(({ name }) => name));
+    const sizes = artifacts.map(({ size }) => size);
     require(v === 1 && typeof version === "string" && Number.isSafeInteger(seq), "statement_invalid");
-    require(artifacts.length >= 1 && artifacts.length <= 8, "statement_invalid");
-    require(artifacts.every(({ name, size }) => NAME.test(name) && Number.isSafeInteger(size) && size > 0), "statement_invalid");
-    require(new Set(artifacts.map(({ name }) => name)).size === artifacts.length, "statement_invalid");
+    require(artifacts.length >= 1 && artifacts.length <= 8 && names.size === artifacts.length, "statement_invalid");
+    require([...names].every((name) => NAME.test(name)), "statement_invalid");
+    require(sizes.every((size) => Number.isSafeInteger(size) && size > 0), "statement_invalid");
   } catch (error) {
     throw error instanceof Refused ? error : new Refused("statement_invalid");
   }
@@ -60,7 +62,8 @@ function get(url, size, ca) {
         if (length > size) response.destroy();
       });
       response.on("error", reject);
-      response.on("close", () => resolve({ status: response.statusCode, headers: response.headers, data: Buffer.concat(parts) }));
+      const { statusCode: status, headers } = response;
+      response.on("close", () => resolve({ status, headers, data: Buffer.concat(parts) }));
     });
     request.on("timeout", () => request.destroy(new Error("nothing came for a minute")));
     request.on("error", reject);
@@ -89,7 +92,8 @@ export class Updates {
     this.state = options.state;
     this.ended = ended;
     this.ca = readFileSync(options.ca, "utf8");
-    this.signers = new Map(pems(options.signers, "PUBLIC KEY").map((pem) => createPublicKey(pem)).map((key) => [keyId(key), key]));
+    const signers = pems(options.signers, "PUBLIC KEY").map((pem) => createPublicKey(pem));
+    this.signers = new Map(signers.map((key) => [keyId(key), key]));
     this.hardware = { model: options.model, ...(options.revision && { revision: options.revision }) };
     mkdirSync(join(this.state, "images"), { recursive: true });
     this.kept = { highest: 0, revision: 0, done: null, last_update: null, ...this.load("kept.json", {}) };
@@ -154,7 +158,8 @@ export class Updates {
     } else if (reason === "url_refused" && this.retried !== id) {
       this.retried = id; // the hello that comes now brings a fresh address
     } else if (this.kept.done !== id) {
-      this.keep({ done: id, last_update: { offer_id: id, result: FAILED.includes(reason) ? "failed" : "rejected", reason } });
+      const result = FAILED.includes(reason) ? "failed" : "rejected";
+      this.keep({ done: id, last_update: { offer_id: id, result, reason } });
     }
     this.ended(reason);
   }
@@ -178,6 +183,7 @@ export class Updates {
     }
     if (this.kept.done === offer.offer_id) throw new Refused("called_off");
     for (const [name, data] of images) this.save(join("images", name), data);
-    this.save("version.json", JSON.stringify({ version: statement.version, bundle_seq: statement.bundle_seq })); // the switch
+    const { version, bundle_seq } = statement;
+    this.save("version.json", JSON.stringify({ version, bundle_seq })); // the switch to the new image
   }
 }

@@ -3,9 +3,20 @@ import { createHash, createPrivateKey, createPublicKey, randomBytes, sign, X509C
 import { readFileSync } from "node:fs";
 
 export const random = () => randomBytes(8).toString("hex");
-export const pems = (path, label) => readFileSync(path, "utf8").match(new RegExp(`-----BEGIN ${label}-[^]+?-END ${label}-----`, "g")) ?? [];
-export const encode = (kind, payload) => Buffer.concat([Buffer.from(`DSSEv1 ${kind.length} ${kind} ${payload.length} `), payload]);
-export const keyId = (key) => createHash("sha256").update(createPublicKey(key).export({ type: "spki", format: "der" })).digest("hex");
+
+/** The PEM blocks of a file that have this label. */
+export function pems(path, label) {
+  return readFileSync(path, "utf8").match(new RegExp(`-----BEGIN ${label}-[^]+?-END ${label}-----`, "g")) ?? [];
+}
+
+/** What is signed. */
+export function encode(kind, payload) {
+  return Buffer.concat([Buffer.from(`DSSEv1 ${kind.length} ${kind} ${payload.length} `), payload]);
+}
+
+export function keyId(publicKey) {
+  return createHash("sha256").update(publicKey.export({ type: "spki", format: "der" })).digest("hex");
+}
 
 /** The digest follows from the key; ECDSA signatures are DER, which is what node:crypto makes. */
 export function digestOf(key) {
@@ -16,7 +27,7 @@ export function digestOf(key) {
 export class Identity {
   constructor(options) {
     this.key = createPrivateKey(readFileSync(options.key));
-    this.keyId = keyId(this.key);
+    this.keyId = keyId(createPublicKey(this.key));
     const chain = pems(options.certificate, "CERTIFICATE").map((pem) => new X509Certificate(pem));
     this.chain = chain.map((certificate) => certificate.raw.toString("base64"));
     const name = chain[0].subject.split("\n").find((line) => line.startsWith("CN=")).slice(3);
@@ -37,7 +48,7 @@ export class Counted {
     const kind = `application/vnd.fleetgate.${verb}.v1+json`;
     const common = { v: 1, aud: audience, topic: `${base}/${verb}`, conn: this.conn, boot, seq };
     const payload = Buffer.from(JSON.stringify({ ...common, ...fields }));
-    const signature = sign(digestOf(key), encode(kind, payload), key).toString("base64");
-    return JSON.stringify({ payloadType: kind, payload: payload.toString("base64"), signatures: [{ keyid, sig: signature }] });
+    const sig = sign(digestOf(key), encode(kind, payload), key).toString("base64");
+    return JSON.stringify({ payloadType: kind, payload: payload.toString("base64"), signatures: [{ keyid, sig }] });
   }
 }
