@@ -16,6 +16,7 @@ import pytest
 from broker_fixtures import DEADLINE_SECONDS, wait_until
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from example_tools import need
 from firmware import KEY, attempts_of, make_product, push, roll_out
 from running import Running, random_name, running_gateway
 
@@ -33,15 +34,6 @@ NO_CLOCK = {  # a file that takes the clock from a client
     "node": ("noclock.cjs", "Date.now = () => 0;\n"),
 }
 SHELL_TOOLS = ("openssl", "mosquitto_rr", "jq", "curl", "base64", "od")
-
-
-def need(present: bool, what: str) -> None:
-    """Skips, loudly, where a tool cannot be installed; in CI that is a failure."""
-    if not present:
-        reason = f"{what} is not installed: bash deploy/setup-examples.sh"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
