@@ -186,8 +186,7 @@ def test_the_shell_comes_from_the_factory_to_its_firmware(
     assert device.known("kept.json") == {"highest": statement.bundle_seq, "revision": 1}
 
 
-@pytest.mark.parametrize("offered", ["in the welcome", "while connected"])
-@pytest.mark.parametrize("mqtt", ["5", "3.1.1"])
+@pytest.mark.parametrize(("mqtt", "offered"), [("5", "in the welcome"), ("3.1.1", "while connected")])
 @pytest.mark.parametrize("language", ["python", "node"])
 def test_a_client_that_stays_comes_from_the_factory_to_its_firmware(
     running: Running, client: Any, language: str, mqtt: str, offered: str
@@ -221,18 +220,33 @@ def test_the_will_of_a_killed_client_counts(running: Running, client: Any, langu
     wait_until(lambda: device.connection() == "offline", "its will has arrived")
 
 
+@pytest.mark.parametrize("reason", ["statement_invalid", "not_above_installed", "digest_mismatch"])
 @pytest.mark.parametrize("language", ["shell", "python", "node"])
-def test_firmware_that_a_stranger_signed_is_refused(running: Running, client: Any, language: str) -> None:
+def test_firmware_that_must_not_be_installed_is_refused(
+    running: Running, client: Any, language: str, reason: str
+) -> None:
     product = make_product(running, language)
-    view = roll_out(running, product, push(running, product).version)
-    device = client(product, language, signer=ec.generate_private_key(ec.SECP256R1()))
+    statement = push(running, product)
+    view = roll_out(running, product, statement.version)
+    if reason == "statement_invalid":
+        device = client(product, language, signer=ec.generate_private_key(ec.SECP256R1()))
+    else:
+        device = client(product, language)
+    if reason == "not_above_installed":  # as after a rollback from a later one
+        (device.directory / "state").mkdir()
+        kept = {"highest": statement.bundle_seq, "revision": 0}
+        (device.directory / "state" / "kept.json").write_text(json.dumps(kept))
+    if reason == "digest_mismatch":
+        (blob,) = Path(running.settings.blobs.url).rglob(statement.artifacts[0].sha256)
+        blob.write_bytes(bytes(statement.artifacts[0].size))
+    result = "failed" if reason == "digest_mismatch" else "rejected"
     if language == "shell":
-        assert device.run().endswith(": rejected statement_invalid\n")
+        assert device.run().endswith(f"{statement.version}: {result} {reason}\n")
         device.run()
     else:
         device.start()
-    wait_until(lambda: attempts_of(running, view) == {"rejected": 1}, "its refusal has arrived")
-    assert ("attempt", "rejected", "statement_invalid") in device.happened()
+    wait_until(lambda: attempts_of(running, view) == {result: 1}, "its refusal has arrived")
+    assert ("attempt", result, reason) in device.happened()
     assert (device.known("version.json") or {"bundle_seq": 0})["bundle_seq"] == 0
     assert not list((device.directory / "state" / "images").iterdir())
 
