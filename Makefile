@@ -20,8 +20,9 @@ $(STAMP): requirements.lock pyproject.toml deploy/setup.sh
 demo: setup ## the main job, live: devices arrive, are verified, and stand in their product and cohort
 	@$(BIN)/fleetgate demo $(ARGS)
 
-test: setup ## the tests (PostgreSQL is installed from Debian where it is absent)
+test: setup ## the tests (PostgreSQL and the examples' tools are installed from Debian where they are absent)
 	@bash deploy/setup-postgresql.sh
+	@bash deploy/setup-examples.sh
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-faults: setup ## long fault and load runs, at most 20 minutes
