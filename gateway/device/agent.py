@@ -86,7 +86,7 @@ class Agent:
         if settings.state is not None:
             factory = Image(version=profile.version, bundle_seq=profile.bundle_seq)
             slots = Slots(settings.state, factory)
-            self._updating = Updating(slots, profile, settings.signing_keys, tell)
+            self._updating = Updating(slots, profile, settings.signing_keys, settings.cafile, tell)
             profile = self._updating.profile
         self._voice = Voice(
             load_identity_files(settings.cert, settings.key),

@@ -7,6 +7,7 @@ reboot. Nothing is installed before every artifact has the digest that was signe
 import contextlib
 import hashlib
 import shutil
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,7 @@ class Installer:
         slots: where it goes.
         offer: with addresses; `statement` is what was verified.
         tell: called from this thread.
+        tls: whom to trust for https addresses.
         halt: ends it between two chunks; what has come stays for the next time.
     """
 
@@ -92,12 +94,14 @@ class Installer:
         offer: Offer,
         statement: BundleStatement,
         tell: Tell,
+        tls: ssl.SSLContext,
         halt: Halt,
     ) -> None:
         self._slots = slots
         self._offer = offer
         self._statement = statement
         self._tell = tell
+        self._tls = tls
         self._halt = halt
 
     def run(self) -> bool:
@@ -173,7 +177,9 @@ class Installer:
             part.unlink()
             have = 0
         headers = {"Range": f"bytes={have}-", "If-Range": f'"{artifact.sha256}"'} if have else {}
-        with httpx.stream("GET", artifact.url, headers=headers, timeout=30.0, trust_env=False) as answer:
+        with httpx.stream(
+            "GET", artifact.url, headers=headers, timeout=30.0, trust_env=False, verify=self._tls
+        ) as answer:
             if answer.is_error:
                 answer.read()  # the word, while the answer is open
             answer.raise_for_status()

@@ -4,9 +4,11 @@ The connection's thread calls everything here; the installer has a thread of its
 """
 
 import queue
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from gateway.device.installer import AddressRefusedError, Halt, Installer, InstallError
@@ -37,15 +39,22 @@ class Updating:
         slots: what it runs, and what it keeps.
         profile: what it says of its hardware.
         keys: SPKI by id of the keys that may sign its firmware.
+        cafile: the CA certificates that are trusted for the broker, and for downloads over HTTPS.
         tell: is told in words what happens.
     """
 
     def __init__(
-        self, slots: Slots, profile: Profile, keys: Mapping[KeyId, bytes], tell: Callable[[str], None]
+        self,
+        slots: Slots,
+        profile: Profile,
+        keys: Mapping[KeyId, bytes],
+        cafile: Path,
+        tell: Callable[[str], None],
     ) -> None:
         self.slots: Final = slots
         self._profile = profile
         self._keys = keys
+        self._tls = ssl.create_default_context(cafile=str(cafile))
         self._tell = tell
         self._product = ""
         self._steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
@@ -174,7 +183,7 @@ class Updating:
             self._steps.put((offer.offer_id, state, more))
 
         try:
-            if not Installer(self.slots, offer, statement, tell, halt).run():
+            if not Installer(self.slots, offer, statement, tell, self._tls, halt).run():
                 return
         except AddressRefusedError as error:
             self._refusals += 1

@@ -13,6 +13,7 @@ from broker_fixtures import wait_until
 from firmware import attempts_of, make_product, push, roll_out
 from running import Running, running_gateway
 
+from gateway.mqtt.broker import free_ports
 from gateway.operations import rollouts
 from provisioning.rollouts import RolloutState
 from store import attempts
@@ -132,3 +133,17 @@ def test_a_download_is_let_go_when_its_offer_is_taken_back(
         second = roll_out(running, product, push(running, product).version)
         wait_until(lambda: attempts_of(running, second) == {"succeeded": 1}, "it takes the next", 30)
     assert attempts_of(running, first) == {"cancelled": 1}
+
+
+def test_downloads_over_https_trust_the_ca_of_the_broker(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        (port,) = free_ports(1)
+        patch.setenv("FLEETGATE_DOWNLOADS__PORT", str(port))
+        patch.setenv("FLEETGATE_DOWNLOADS__PUBLIC_URL", f"https://localhost:{port}")
+        patch.setenv("FLEETGATE_DOWNLOADS__CERTFILE", str(tmp_path / "fleetgate" / "broker" / "server.pem"))
+        patch.setenv("FLEETGATE_DOWNLOADS__KEYFILE", str(tmp_path / "fleetgate" / "broker" / "server.key"))
+        with running_gateway(tmp_path / "fleetgate") as running:
+            product = make_product(running, "sensor")
+            view = roll_out(running, product, push(running, product).version)
+            with agent_of(settings(running, tmp_path, product)):
+                wait_until(lambda: attempts_of(running, view) == {"succeeded": 1}, "it succeeds", 30)
