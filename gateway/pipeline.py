@@ -19,7 +19,7 @@ from provisioning.attempts import Attempt
 from provisioning.enrollment import list_claims
 from provisioning.errors import FleetgateError, RejectReason
 from provisioning.greeting import Terms, Verdict, decide_ended, decide_message
-from provisioning.ids import DeviceId, TopicName
+from provisioning.ids import DeviceId, KeyId, TopicName
 from provisioning.messages import Hello, Reply, Result
 from provisioning.topics import Up
 from provisioning.working import WorkingSet
@@ -138,7 +138,8 @@ class Pipeline:
             assert work.identity is not None
             keys.add(work.identity.key_id)
             names.add(work.identity.topic_name)
-            identifiers |= list_claims(work.identity)
+            if any_revision or not work.known:  # a known key is its device's, whatever its certificate claims
+                identifiers |= list_claims(work.identity)
         locks = [
             *keys,
             *(device_lock(self._broker, name) for name in names),
@@ -159,6 +160,10 @@ class Pipeline:
                 identifiers=identifiers,
                 topic_names=names,
             )
+            if not any_revision and any(
+                work.known and _key_of(work) not in working.credentials for work in works
+            ):
+                raise _RegistryChangedError  # a key was forgotten between the two
             for work in works:
                 verdicts.append((work, self._decide(work, working, terms)))
             writer.apply(tx, working, works[-1].now)
@@ -220,6 +225,11 @@ class Pipeline:
 
 class _RegistryChangedError(FleetgateError):
     """Products, cohorts or CAs changed between verification and the transaction."""
+
+
+def _key_of(work: Work) -> KeyId:
+    assert work.identity is not None
+    return work.identity.key_id
 
 
 def _log_changes(working: WorkingSet) -> None:

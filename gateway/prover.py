@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Protocol
 
 import structlog
 from cryptography import x509
 
 from provisioning.anchors import TrustAnchors
-from provisioning.certificates import parse_chain, read_facts
+from provisioning.certificates import CertificateFacts, parse_chain, read_facts
 from provisioning.devices import Credential
 from provisioning.envelope import Envelope, PublicKey, load_spki, parse_envelope, verify_envelope
 from provisioning.errors import MessageError, RejectReason, VerificationError
@@ -57,6 +57,7 @@ class Work:
 
     Attributes:
         identity: whose key signed it, once verified.
+        known: whether that key was known when it was verified.
         ended: what ended that identity (a revoked CA, an expired certificate); None while it holds.
         detail: what a refusal says to operators.
     """
@@ -67,6 +68,7 @@ class Work:
     envelope: Envelope | None = None
     message: Message | None = None
     identity: VerifiedIdentity | None = None
+    known: bool = False
     ended: EndedIdentityError | None = None
     reply: Reply | None = None
     detail: str = ""
@@ -203,7 +205,7 @@ class Prover:
         if ended is not None and not isinstance(work.message, Hello):
             self._drop(work, ended.reason)
             return
-        work.identity, work.ended = identity, ended
+        work.identity, work.ended, work.known = identity, ended, credential is not None
 
     def _known_identity(self, credential: Credential, now: datetime) -> VerifiedIdentity:
         anchor = self._anchors.by_id(credential.authority_id)
@@ -217,8 +219,10 @@ class Prover:
             topic_name=credential.topic_name,
             authority_id=credential.authority_id,
             product_id=anchor.product_id,
-            certificate=read_facts(_certificate(credential.certificate)),
+            fingerprint=credential.fingerprint,
+            valid_from=credential.not_before,
             valid_until=credential.not_after,
+            read_certificate=partial(_read_certificate, credential.certificate),
         )
         check_validity(identity, anchor, now)
         return identity
@@ -248,5 +252,5 @@ def _public_key(spki: bytes) -> PublicKey:
 
 
 @lru_cache(maxsize=_KEPT_KEYS)
-def _certificate(der: bytes) -> x509.Certificate:
-    return x509.load_der_x509_certificate(der)
+def _read_certificate(der: bytes) -> CertificateFacts:
+    return read_facts(x509.load_der_x509_certificate(der))

@@ -133,17 +133,8 @@ def _decide_hello(
         return _challenge(hello, identity, terms, now_ms, RejectReason.NOT_FRESH, result)
     apply_enrollment(result, facts, now)
     facts.save_credential(_accepted(credential, hello, identity, fresh.at_ms, returns))
-    facts.certificates.setdefault(
-        identity.certificate.fingerprint,
-        SeenCertificate(
-            fingerprint=identity.certificate.fingerprint,
-            key_id=identity.key_id,
-            authority_id=identity.authority_id,
-            serial_number=f"{identity.certificate.serial_number:x}",
-            not_before_ms=int(identity.certificate.not_before.timestamp() * 1000),
-            not_after_ms=int(identity.certificate.not_after.timestamp() * 1000),
-        ),
-    )
+    if known is None or known.fingerprint != identity.fingerprint:
+        _note_certificate(identity, facts)
     _end_replaced(credential, facts)
     device = _report(facts, device, hello, now)
     if returns and credential.boot_returns + 1 >= 2 and device.state is DeviceState.ACTIVE:
@@ -171,6 +162,21 @@ def _decide_hello(
     return _welcome(hello, device, facts, terms, result, identity.topic_name)
 
 
+def _note_certificate(identity: VerifiedIdentity, facts: WorkingSet) -> None:
+    certificate = identity.certificate
+    facts.certificates.setdefault(
+        certificate.fingerprint,
+        SeenCertificate(
+            fingerprint=certificate.fingerprint,
+            key_id=identity.key_id,
+            authority_id=identity.authority_id,
+            serial_number=f"{certificate.serial_number:x}",
+            not_before_ms=int(certificate.not_before.timestamp() * 1000),
+            not_after_ms=int(certificate.not_after.timestamp() * 1000),
+        ),
+    )
+
+
 def _accepted(
     credential: Credential, hello: Hello, identity: VerifiedIdentity, at_ms: int, returns: bool
 ) -> Credential:
@@ -180,8 +186,8 @@ def _accepted(
         credential,
         certificate=chain[0] if chain else credential.certificate,
         authority_id=identity.authority_id,
-        fingerprint=identity.certificate.fingerprint,
-        not_before=identity.certificate.not_before,
+        fingerprint=identity.fingerprint,
+        not_before=identity.valid_from,
         not_after=identity.valid_until,
         last_ts=at_ms,
         last_nonce=hello.nonce,

@@ -7,7 +7,8 @@ reasons, and cover what the library lets pass. Blocked keys, and whether the dev
 elsewhere.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -27,7 +28,7 @@ from provisioning.chain_steps import (
 )
 from provisioning.decision import Rule
 from provisioning.errors import RejectReason, VerificationError
-from provisioning.ids import AuthorityId, KeyId, ProductId, TopicName
+from provisioning.ids import AuthorityId, Fingerprint, KeyId, ProductId, TopicName
 
 __all__ = [
     "Anchor",
@@ -51,8 +52,11 @@ class VerifiedIdentity:
         topic_name: its CN.
         authority_id: the registered CA nearest the leaf.
         product_id: that CA's product.
-        certificate: what the device's certificate says.
+        fingerprint: SHA-256 of the device's certificate.
+        valid_from: the first instant of its validity.
         valid_until: the earliest end among the device's certificate and the intermediates above it.
+        read_certificate: gives what the device's certificate says; for a known key few decisions ask, and
+            reading it costs as much as verifying a signature.
     """
 
     key_id: KeyId
@@ -60,8 +64,15 @@ class VerifiedIdentity:
     topic_name: TopicName
     authority_id: AuthorityId
     product_id: ProductId
-    certificate: CertificateFacts
+    fingerprint: Fingerprint
+    valid_from: datetime
     valid_until: datetime
+    read_certificate: Callable[[], CertificateFacts] = field(compare=False, repr=False)
+
+    @property
+    def certificate(self) -> CertificateFacts:
+        """What the device's certificate says."""
+        return self.read_certificate()
 
 
 class EndedIdentityError(VerificationError):
@@ -169,6 +180,8 @@ def check_validity(identity: VerifiedIdentity, anchor: Anchor, now: datetime) ->
     try:
         check_state(anchor)
         check_authority_time(anchor.certificate, now)
+        if identity.valid_from <= now <= identity.valid_until:
+            return
         check_certificate_time(identity.certificate, now)
         if now > identity.valid_until:
             refuse(
@@ -202,7 +215,9 @@ def _identity(case: Case) -> VerifiedIdentity:
         topic_name=TopicName(facts.common_name),
         authority_id=anchor.authority_id,
         product_id=anchor.product_id,
-        certificate=facts,
+        fingerprint=facts.fingerprint,
+        valid_from=facts.not_before,
+        read_certificate=lambda: facts,
         valid_until=min(issued.not_valid_after_utc for issued in case.chain[: case.depth + 1]),
     )
 

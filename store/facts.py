@@ -4,8 +4,8 @@ Everything a decision may look at is read here: by key, by identifier, by topic 
 lead to, their other keys and their connections.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -76,34 +76,45 @@ def load_working_set(
     facts = WorkingSet(registry=registry, broker=broker, worker=worker, epoch=load_epoch(tx, broker))
     for credential in load_credentials(tx, keys).values():
         facts.index_credential(credential)
-    wanted = {credential.device_id for credential in facts.credentials.values()} | set(device_ids)
-    rows: list[sa.Row[Any]] = []
-    for part in parts(sorted(wanted)):
-        rows += tx.connection.execute(sa.select(devices).where(devices.c.id.in_(part)))
-    for names in parts(sorted(topic_names)):
-        query = sa.select(devices).where(devices.c.broker == broker, devices.c.topic_name.in_(names))
-        rows += tx.connection.execute(query)
+    known = {credential.device_id for credential in facts.credentials.values()}
+    _load_devices(tx, facts, devices.c.id, known | set(device_ids))
+    # The rest is for keys that nobody knows yet: devices that they may claim, or whose place they may want.
+    others = set(topic_names) - {device.topic_name for device in facts.devices.values()}
+    _load_devices(tx, facts, devices.c.topic_name, others, devices.c.broker == broker)
     by_product: dict[ProductId, set[str]] = {}
     for product_id, identifier in identifiers:
         by_product.setdefault(product_id, set()).add(identifier)
     for product_id, claimed in sorted(by_product.items()):
-        for claims in parts(sorted(claimed)):
-            query = sa.select(devices).where(
-                devices.c.product_id == product_id, devices.c.identifier.in_(claims)
-            )
-            rows += tx.connection.execute(query)
-    for row in rows:
-        facts.index(read_device(row))
+        _load_devices(tx, facts, devices.c.identifier, claimed, devices.c.product_id == product_id)
     for part in parts(sorted(facts.devices)):
-        for row in tx.connection.execute(sa.select(credentials).where(credentials.c.device_id.in_(part))):
+        other_keys = sa.select(credentials).where(
+            credentials.c.device_id.in_(part), credentials.c.key_id.not_in(sorted(facts.credentials))
+        )
+        for row in tx.connection.execute(other_keys):
             facts.index_credential(read_credential(row))
-        for row in tx.connection.execute(sa.select(connections).where(connections.c.device_id.in_(part))):
-            facts.connections[DeviceId(row.device_id)] = read_connection(row)
     facts.attempts = attempts.load_open(tx, facts.devices)
     if by_product:
         query = sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(sorted(by_product)))
         facts.enrolled = {ProductId(row.id): row.enrolled for row in tx.connection.execute(query)}
     return facts
+
+
+def _load_devices(
+    tx: Transaction,
+    facts: WorkingSet,
+    column: sa.Column[Any],
+    values: Collection[Any],
+    *where: sa.ColumnElement[bool],
+) -> None:
+    """Devices by one column, each with its connection."""
+    joined = devices.outerjoin(connections, connections.c.device_id == devices.c.id)
+    for part in parts(sorted(values)):
+        query = sa.select(devices, *_CONNECTION).select_from(joined).where(column.in_(part), *where)
+        for row in tx.connection.execute(query):
+            device = read_device(row)
+            facts.index(device)
+            if row.conn is not None:
+                facts.connections[device.id] = read_connection(row)
 
 
 def load_devices(
@@ -182,16 +193,23 @@ def read_credential(row: sa.Row[Any]) -> Credential:
     )
 
 
+_CONNECTION: Final = tuple(
+    column.label(f"connection_{column.name}") if column.name in devices.c else column
+    for column in connections.c
+)
+"""The columns of a connection beside those of its device."""
+
+
 def read_connection(row: sa.Row[Any]) -> Connection:
-    """A row of `connections` as its type."""
+    """A row with `_CONNECTION` as its type."""
     return Connection(
         device_id=DeviceId(row.device_id),
         conn=row.conn,
         boot=row.boot,
         key_id=KeyId(row.key_id),
-        state=ConnectionState(row.state),
+        state=ConnectionState(row.connection_state),
         stays=row.stays,
-        broker=row.broker,
+        broker=row.connection_broker,
         epoch=row.epoch,
         worker=row.worker,
         opened_at=from_ms(row.opened_at),
