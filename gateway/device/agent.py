@@ -7,7 +7,6 @@ boot, and goes back to the old image by choice.
 """
 
 import contextlib
-import json
 import queue
 import secrets
 import threading
@@ -42,6 +41,7 @@ from gateway.device.updates import Offer, RefusedOfferError, Trust, check_offer,
 from provisioning.bundles import BundleStatement
 from provisioning.errors import FleetgateError, MessageError
 from provisioning.ids import KeyId
+from provisioning.strictjson import parse_json
 from provisioning.topics import DEFAULT_PREFIX, Up
 
 LOOP_SECONDS: Final = 0.2
@@ -230,8 +230,8 @@ class Agent:
 
     def _message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         if message.topic == self._voice.offer_topic:
-            with contextlib.suppress(ValueError):
-                self._take_offer(json.loads(message.payload))
+            with contextlib.suppress(MessageError):
+                self._take_offer(parse_json(bytes(message.payload)))
             return
         try:
             reply = parse_reply(bytes(message.payload))

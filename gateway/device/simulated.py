@@ -37,6 +37,7 @@ from gateway.device.plans import Broker, Fate, Forgery, Outcome, Plan
 from gateway.device.updates import Offer, RefusedOfferError, Trust, check_offer, parse_offer
 from provisioning.envelope import payload_type, sign_envelope
 from provisioning.errors import MessageError
+from provisioning.strictjson import parse_json
 from provisioning.topics import Up
 
 HELLO_LIFE_SECONDS: Final = 300
@@ -382,6 +383,6 @@ def _payload_of(envelope: bytes) -> bytes:
 
 def _json(data: bytes) -> object:
     try:
-        return json.loads(data)
-    except ValueError:
+        return parse_json(data)
+    except MessageError:
         return None

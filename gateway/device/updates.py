@@ -11,7 +11,7 @@ from typing import Any
 
 from provisioning.bundles import REFUSAL_WORDS, BundleStatement, check_update, verify_statement
 from provisioning.decision import first_failed
-from provisioning.errors import MessageError, RejectReason, VerificationError
+from provisioning.errors import FleetgateError, MessageError, RejectReason, VerificationError
 from provisioning.ids import KeyId
 
 
@@ -55,7 +55,7 @@ class Trust:
     highest_seq: int
 
 
-class RefusedOfferError(Exception):
+class RefusedOfferError(FleetgateError):
     """An offer that the device does not take; `reason` is what it reports."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -65,19 +65,23 @@ class RefusedOfferError(Exception):
 
 
 def parse_offer(document: object) -> Offer | None:
-    """Takes an offer apart; None where it is none."""
+    """Takes an offer apart; None where it is none.
+
+    Args:
+        document: from `strictjson.parse_json`, or from the device's own state.
+    """
     if not isinstance(document, dict):
         return None
     try:
         return Offer(
-            offer_id=str(document["offer_id"]),
-            revision=int(document["revision"]),
-            cancelled=bool(document.get("cancelled", False)),
-            version=str(document.get("version", "")),
+            offer_id=_text(document["offer_id"]),
+            revision=_integer(document["revision"]),
+            cancelled=document.get("cancelled", False) is True,
+            version=_text(document.get("version", "")),
             statement=json.dumps(document.get("statement", {})).encode(),
             artifacts=tuple(_artifact(one) for one in document.get("artifacts", ())),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         return None
 
 
@@ -115,8 +119,21 @@ def check_offer(offer: Offer, trust: Trust) -> BundleStatement:
 
 def _artifact(document: Any) -> OfferedArtifact:
     return OfferedArtifact(
-        name=str(document["name"]),
-        url=str(document["url"]),
-        size=int(document["size"]),
-        sha256=str(document["sha256"]),
+        name=_text(document["name"]),
+        url=_text(document["url"]),
+        size=_integer(document["size"]),
+        sha256=_text(document["sha256"]),
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no string")
+    return value
+
+
+def _integer(value: object) -> int:
+    """A number of 1 or more. A float is none, whatever its value: infinity has no integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise TypeError("no integer of 1 or more")
+    return value
