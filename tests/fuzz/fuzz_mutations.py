@@ -217,5 +217,6 @@ def mutate_bytes(data: bytes, choose: Choose) -> bytes:
 
 TOKENS: Final = (
     b"\xff", b"\0", b"\n", b'"', b"{", b"}", b"[" * 40, b"\xef\xbb\xbf", b"\xed\xa0\x80", b'"\\ud800"', b"1e999",
-    b"-0", b"NaN", b'"v":1,', b",", b"/", b"=", b"\\", b"9" * 5000, b"\xd9\xa1", b"\x30\x80", b"\x30\x84\xff\xff\xff\xff",
+    b"-0", b"NaN", b'"v":1,', b",", b"/", b"=", b"\\", b"9" * 5000, b"\xd9\xa1",
+    b"\x30\x80", b"\x30\x84\xff\xff\xff\xff",
 )  # fmt: skip

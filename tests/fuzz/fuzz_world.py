@@ -116,7 +116,7 @@ def world() -> World:
         products.create(desk, owner, name=product, description="")
         products.create_cohort(desk, owner, product=product, name="main", description="")
         products.set_jitp(desk, owner, product, JitpSettings(enabled=True, default_cohort="main"))
-        made[product] = authority(f"{product} CA", number)
+        made[product] = make_authority(f"{product} CA", number)
         view = authorities.register(desk, owner, product=product, name="first", pem=made[product].pem)
         authorities.prove(desk, owner, view.id, made[product].prove(view.code, now_utc()))
         authorities.move(desk, owner, view.id, AuthorityState.ACTIVE)
@@ -140,7 +140,7 @@ def world() -> World:
 _kept: Final[list[tempfile.TemporaryDirectory[str]]] = []
 
 
-def authority(name: str, number: int) -> Authority:
+def make_authority(name: str, number: int) -> Authority:
     """A root CA whose key is that of a number."""
     root = create_authority(name, now=NOW)
     own = p256(number)
