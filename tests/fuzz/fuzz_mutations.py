@@ -6,6 +6,7 @@ other, so both know the same tricks.
 
 import base64
 import binascii
+import copy
 import json
 from collections.abc import Callable
 from typing import Any, Final
@@ -63,7 +64,8 @@ def _change(document: Any, choose: Choose) -> Any:
         case 7 if isinstance(holder, dict):
             holder[f"{key}{choose(3)}"] = value
         case _:
-            holder[key] = NASTY[choose(len(NASTY))]
+            # A copy: what is changed again must not change the list, nor come to hold itself.
+            holder[key] = copy.deepcopy(NASTY[choose(len(NASTY))])
     return document
 
 
