@@ -11,6 +11,7 @@ SECONDS = 60
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(500)  # a minute, and the weighing of what earlier runs kept
 def test_a_minute_of_fuzzing_finds_nothing() -> None:
     pytest.importorskip("atheris", reason="atheris has wheels for Linux on x86-64 alone")
     done = subprocess.run(
