@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WORKERS ?= 2
+SECONDS ?= 600
 
-.PHONY: help setup demo test test-faults lint clean
+.PHONY: help setup demo test test-faults fuzz fuzz-setup lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -25,9 +26,15 @@ test: setup ## the tests (PostgreSQL and the examples' tools are installed from 
 	@bash deploy/setup-examples.sh
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-test-faults: setup ## long fault and load runs, at most 20 minutes
+test-faults: fuzz-setup ## long fault and load runs, at most 20 minutes
 	@bash deploy/setup-postgresql.sh
 	@$(BIN)/python -m pytest -m faults --timeout 600 $(ARGS)
+
+fuzz: fuzz-setup ## coverage-guided fuzzing of what reads strangers' bytes: make fuzz SECONDS=600
+	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) --processes $(WORKERS) $(ARGS)
+
+fuzz-setup: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
 
 lint: setup ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

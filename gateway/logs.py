@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -142,6 +143,10 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> Repeats:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
+    # The library warns of names and numbers in certificates that strangers sent; rules of ours refuse them, and
+    # before that no line comes of them.
+    warnings.filterwarnings("ignore", message="Attribute's length must be")
+    warnings.filterwarnings("ignore", message="Parsed a serial number")
     atexit.register(repeats.flush)
     return repeats
 

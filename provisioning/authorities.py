@@ -129,6 +129,7 @@ def inspect_authority(pem: bytes, *, now: datetime | None = None) -> AuthorityFa
             _refuse("the CA's certificate is X.509 v1; v3 with BasicConstraints is needed")
         subject = certificate.subject
         subject_text = subject.rfc4514_string()
+        issuer, subject_der = certificate.issuer, subject.public_bytes()  # parsed only now, and may raise
         extensions = list(certificate.extensions)
         not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         check_authority_key(certificate, "the CA's certificate")
@@ -150,7 +151,7 @@ def inspect_authority(pem: bytes, *, now: datetime | None = None) -> AuthorityFa
         findings.append(f"expires soon: valid until {_time(not_after)}")
     if now is not None and now < not_before:
         findings.append(f"not valid yet: from {_time(not_before)}, checked at {_time(now)}")
-    if certificate.issuer != subject:
+    if issuer != subject:
         findings.append("an intermediate: the products of its own issuer are not affected by it")
     return AuthorityFacts(
         certificate=certificate,
@@ -158,7 +159,7 @@ def inspect_authority(pem: bytes, *, now: datetime | None = None) -> AuthorityFa
         key_id=KeyId(hashlib.sha256(spki).hexdigest()),
         fingerprint=fingerprint_of(certificate),
         subject=subject_text,
-        subject_der_sha256=hashlib.sha256(subject.public_bytes()).hexdigest(),
+        subject_der_sha256=hashlib.sha256(subject_der).hexdigest(),
         not_before=not_before,
         not_after=not_after,
         legacy=legacy,
@@ -200,6 +201,7 @@ def verify_possession(proof_pem: bytes, authority_der: bytes, code: str, now: da
         authority = x509.load_der_x509_certificate(authority_der)
         names = [str(name.value) for name in proof.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         not_after = proof.not_valid_after_utc
+        _ = proof.issuer  # parsed only now, and may raise; `is_issued_by` needs it
     except PARSE_ERRORS:
         _refuse("the proof has parts that cannot be read", "proof")
     if len(names) != 1 or not hmac.compare_digest(names[0].encode(), code.encode()):

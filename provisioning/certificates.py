@@ -18,7 +18,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
 
-from provisioning.envelope import MAX_RSA_BITS, MIN_RSA_BITS, PublicKey, check_signing_key, spki_of
+from provisioning.envelope import (
+    MAX_RSA_BITS,
+    MIN_RSA_BITS,
+    PublicKey,
+    check_signing_key,
+    is_short_exponent,
+    spki_of,
+)
 from provisioning.errors import RejectReason, VerificationError
 from provisioning.ids import Fingerprint, KeyId
 from provisioning.topics import is_topic_name
@@ -231,9 +238,10 @@ def check_authority_key(certificate: x509.Certificate, which: str) -> None:
     """
     match key := _public_key_of(certificate, which):
         case rsa.RSAPublicKey():
-            if MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+            if MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS and is_short_exponent(key):
                 return
-            found = f"an RSA key of {key.key_size} bits"
+            long = "" if is_short_exponent(key) else ", its exponent longer than 32"
+            found = f"an RSA key of {key.key_size} bits{long}"
         case ec.EllipticCurvePublicKey():
             if isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1):
                 return

@@ -32,6 +32,10 @@ MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 8192
 """Verification time grows with the square; 8192 bits still take under a millisecond."""
 
+MAX_RSA_EXPONENT: Final = (1 << 32) - 1
+"""Real keys have 65537. An exponent as long as the modulus makes one verification take 15 ms, and a chain asks for
+many; Go takes 31 bits, Windows 32."""
+
 PREVIOUS_TYPE: Final = "application/vnd.fleetgate.previous.v1"
 
 _KEY_ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -247,6 +251,10 @@ def check_signing_key(key: object) -> PublicKey:
             return key
         case rsa.RSAPublicKey():
             _check_rsa_bits(key.key_size)
+            if not is_short_exponent(key):
+                raise VerificationError(
+                    RejectReason.KEY_NOT_ALLOWED, "an RSA key whose exponent has more than 32 bits"
+                )
             return key
         case ed25519.Ed25519PublicKey():
             return key
@@ -254,6 +262,11 @@ def check_signing_key(key: object) -> PublicKey:
             raise VerificationError(
                 RejectReason.KEY_NOT_ALLOWED, f"a key of kind {type(key).__name__}; {_ALLOWED}"
             )
+
+
+def is_short_exponent(key: rsa.RSAPublicKey) -> bool:
+    """Whether verifying with an RSA key costs what its length says: its exponent has at most 32 bits."""
+    return key.public_numbers().e <= MAX_RSA_EXPONENT
 
 
 _ALLOWED: Final = f"keys may be P-256, P-384, RSA of {MIN_RSA_BITS}–{MAX_RSA_BITS} bits, or Ed25519"

@@ -19,6 +19,7 @@ from gateway.device.messages import spread
 from gateway.device.slots import Slots
 from gateway.device.updates import Offer, OfferedArtifact
 from provisioning.bundles import BundleStatement
+from provisioning.errors import FleetgateError
 
 TRIES: Final = 5
 PAUSE_SECONDS: Final = 1.0
@@ -26,7 +27,7 @@ Tell = Callable[[str, dict[str, Any]], None]
 """Told each step: its state, and members of the progress message beside it."""
 
 
-class InstallError(Exception):
+class InstallError(FleetgateError):
     """The update ends here; `reason` is the word to report."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -35,7 +36,7 @@ class InstallError(Exception):
         self.detail = detail
 
 
-class AddressRefusedError(Exception):
+class AddressRefusedError(FleetgateError):
     """An address is not served any more: a hello may bring a fresh one. What has come stays. `word`: why."""
 
     def __init__(self, word: str) -> None:

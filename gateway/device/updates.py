@@ -12,7 +12,7 @@ from typing import Any
 
 from provisioning.bundles import REFUSAL_WORDS, BundleStatement, check_update, verify_statement
 from provisioning.decision import first_failed
-from provisioning.errors import MessageError, RejectReason, VerificationError
+from provisioning.errors import FleetgateError, MessageError, RejectReason, VerificationError
 from provisioning.ids import KeyId
 
 
@@ -56,7 +56,7 @@ class Trust:
     highest_seq: int
 
 
-class RefusedOfferError(Exception):
+class RefusedOfferError(FleetgateError):
     """An offer that the device does not take; `reason` is what it reports."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -66,22 +66,23 @@ class RefusedOfferError(Exception):
 
 
 def parse_offer(document: object) -> Offer | None:
-    """Takes an offer apart; None where it is none."""
+    """Takes an offer apart; None where it is none.
+
+    Args:
+        document: from `strictjson.parse_json`, or from the device's own state.
+    """
     if not isinstance(document, dict):
-        return None
-    offer_id, revision = document.get("offer_id"), document.get("revision")
-    if not isinstance(offer_id, str) or not isinstance(revision, int) or isinstance(revision, bool):
         return None
     try:
         return Offer(
-            offer_id=offer_id,
-            revision=revision,
-            cancelled=document.get("cancelled") is True,
-            version=str(document.get("version", "")),
+            offer_id=_text(document["offer_id"]),
+            revision=_integer(document["revision"]),
+            cancelled=document.get("cancelled", False) is True,
+            version=_text(document.get("version", "")),
             statement=json.dumps(document.get("statement", {})).encode(),
             artifacts=tuple(_artifact(one) for one in document.get("artifacts", ())),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         return None
 
 
@@ -153,8 +154,21 @@ def check_offer(offer: Offer, trust: Trust) -> BundleStatement:
 
 def _artifact(document: Any) -> OfferedArtifact:
     return OfferedArtifact(
-        name=str(document["name"]),
-        url=str(document["url"]),
-        size=int(document["size"]),
-        sha256=str(document["sha256"]),
+        name=_text(document["name"]),
+        url=_text(document["url"]),
+        size=_integer(document["size"]),
+        sha256=_text(document["sha256"]),
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no string")
+    return value
+
+
+def _integer(value: object) -> int:
+    """A number of 1 or more. A float is none, whatever its value: infinity has no integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise TypeError("no integer of 1 or more")
+    return value

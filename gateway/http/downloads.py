@@ -29,7 +29,7 @@ BUSY_SECONDS: Final = 5
 SEND_SECONDS: Final = 60.0
 """A client that takes no byte for so long has gone, or holds a place on purpose."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")  # 63 bits: no blob is larger
 _STATUS: Final = {
     RejectReason.URL_MALFORMED: 404,
     RejectReason.URL_FORGED: 403,
@@ -78,7 +78,7 @@ def create_downloads_app(terms: DownloadTerms, tally: DownloadTally) -> FastAPI:
 
     @app.api_route("/d/{token}/{sha256}/{name}", methods=["GET", "HEAD"])
     async def download(request: Request, token: str, sha256: str, name: str) -> Response:
-        if _SHA256.fullmatch(sha256) is None:
+        if not is_digest(sha256):
             return refuse(RejectReason.URL_MALFORMED, "this is no address that the gateway makes")
         try:
             device_id = check_token(terms.keys, token, sha256, terms.clock())
@@ -128,6 +128,11 @@ def create_downloads_app(terms: DownloadTerms, tally: DownloadTally) -> FastAPI:
         return _Download(terms.blobs, sha256, span, status, headers, tally)
 
     return app
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is an artifact's SHA-256: 64 lower-case hex digits."""
+    return _SHA256.fullmatch(text) is not None
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | str | None:

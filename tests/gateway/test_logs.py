@@ -2,12 +2,19 @@
 
 import io
 import json
+import warnings
+from datetime import UTC, datetime
 
 import pytest
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from gateway.logs import Repeats, configure
 from gateway.settings import LogSettings
+from provisioning.certificates import parse_chain
 
 
 class Clock:
@@ -61,3 +68,24 @@ def test_json_lines() -> None:
     first, second = map(json.loads, output.getvalue().splitlines())
     assert (first["event"], first["device"], first["level"]) == ("device_enrolled", "p-17", "info")
     assert (second["repeated"], second["level"]) == (2, "info")
+
+
+def test_what_a_strangers_certificate_holds_writes_no_line() -> None:
+    now, key = datetime.now(UTC), ec.generate_private_key(ec.SECP256R1())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "n" * 65, _validate=False)])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now)
+    chain = [builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)]
+    before = structlog.get_config()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        parse_chain(chain)
+        assert len(said) > 0, "the library has stopped warning: the filter is not needed any more"
+        said.clear()
+        try:
+            configure(LogSettings(), io.StringIO())
+            parse_chain(chain)
+        finally:
+            structlog.configure(**before)
+    assert said == []

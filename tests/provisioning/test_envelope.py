@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.device.factory import KeyKind, new_key
 from provisioning.envelope import (
+    MAX_RSA_EXPONENT,
     check_signing_key,
     key_id_of,
     load_spki,
@@ -181,6 +182,17 @@ def test_weak_keys_neither_sign_nor_verify() -> None:
             sign(KEYS[kind], b"data")
         with pytest.raises(VerificationError, match="key_not_allowed"):
             verify_signature(KEYS[kind].public_key(), b"x", b"data")
+
+
+def test_an_exponent_that_makes_verifying_slow_is_refused() -> None:
+    modulus = (1 << 3071) + 1
+    for exponent, allowed in ((65537, True), (MAX_RSA_EXPONENT, True), (MAX_RSA_EXPONENT + 2, False)):
+        spki = spki_of(rsa.RSAPublicNumbers(exponent, modulus).public_key())
+        if allowed:
+            load_spki(spki)
+            continue
+        with pytest.raises(VerificationError, match="exponent has more than 32 bits"):
+            load_spki(spki)
 
 
 @pytest.mark.parametrize(
