@@ -92,12 +92,16 @@ def mark_due(facts: WorkingSet, device: Device, now: datetime) -> None:
     Earlier tries and what is in flight are not known here; the offerer decides again, with everything.
     """
     registry = facts.registry
+    rollouts = () if device.cohort_id is None else registry.rollouts.get(device.cohort_id, ())
+    override = registry.overrides.get(device.id)
+    if not rollouts and override is None:
+        return  # nothing could be its candidate: most hellos of most days
     attempt = facts.attempts.get(device.id)
     decision = decide_offer(
         OfferFacts(
             device=device,
-            rollouts=() if device.cohort_id is None else registry.rollouts.get(device.cohort_id, ()),
-            override=registry.overrides.get(device.id),
+            rollouts=rollouts,
+            override=override,
             versions=registry.versions.get(device.product_id, {}),
             attempt=attempt if attempt is not None and attempt.is_open else None,
             connected=True,

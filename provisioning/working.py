@@ -103,8 +103,9 @@ class WorkingSet:
     attempts: dict[DeviceId, Attempt] = field(default_factory=dict)
     """Open ones, and those that this batch ended."""
 
+    before: dict[KeyId, Credential | None] = field(default_factory=dict)
+    """Changed credentials as they were loaded; None for new ones."""
     changed_devices: set[DeviceId] = field(default_factory=set)
-    changed_credentials: set[KeyId] = field(default_factory=set)
     changed_connections: set[DeviceId] = field(default_factory=set)
     changed_attempts: set[DeviceId] = field(default_factory=set)
     superseded: list[Attempt] = field(default_factory=list)
@@ -139,8 +140,8 @@ class WorkingSet:
 
     def save_credential(self, credential: Credential) -> None:
         """Takes over a new or changed credential."""
+        self.before.setdefault(credential.key_id, self.credentials.get(credential.key_id))
         self.index_credential(credential)
-        self.changed_credentials.add(credential.key_id)
 
     def save_connection(self, connection: Connection) -> None:
         """Takes over a new or changed connection."""

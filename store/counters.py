@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from provisioning.statistics import NO_COHORT, Event, list_deltas
+from provisioning.statistics import MINUTE_MS, NO_COHORT, Event, list_deltas
 from store.database import Transaction
+from store.prepared import run_many
 from store.schema import counters, events
 from store.times import to_ms
 
@@ -23,8 +24,10 @@ def record(tx: Transaction, worker: str, happened: Sequence[Event]) -> None:
     """
     if not happened:
         return
-    tx.connection.execute(
-        sa.insert(events),
+    run_many(
+        tx,
+        "events.insert",
+        lambda: sa.insert(events),
         [
             {
                 "at": to_ms(event.at),
@@ -43,11 +46,25 @@ def record(tx: Transaction, worker: str, happened: Sequence[Event]) -> None:
             for event in happened
         ],
     )
-    sums: defaultdict[tuple[int, int, str, str, int], int] = defaultdict(int)
+    # Most events of a batch are alike but for their device: what they change is found once, and multiplied.
+    alike: dict[tuple[object, ...], list[Event]] = {}
     for event in happened:
-        for delta in list_deltas(event):
+        minute = int(event.at.timestamp()) * 1000 // MINUTE_MS
+        same = (
+            event.kind,
+            event.product_id,
+            event.cohort_id,
+            event.word,
+            event.before,
+            minute,
+            event.attempt,
+        )
+        alike.setdefault(same, []).append(event)
+    sums: defaultdict[tuple[int, int, str, str, int], int] = defaultdict(int)
+    for group in alike.values():
+        for delta in list_deltas(group[0]):
             key = (delta.product_id, delta.cohort_id, delta.name, delta.word, delta.bucket)
-            sums[key] += delta.change
+            sums[key] += delta.change * len(group)
     rows = [
         {
             "product_id": product,
@@ -61,12 +78,12 @@ def record(tx: Transaction, worker: str, happened: Sequence[Event]) -> None:
         for (product, cohort, name, word, bucket), change in sorted(sums.items())
         if change
     ]
-    if rows:
-        insert = tx.insert(counters)
-        tx.connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=list(counters.primary_key.columns),
-                set_={"value": counters.c.value + insert.excluded.value},
-            ),
-            rows,
-        )
+    run_many(tx, "counters.add", lambda: _add(tx), rows)
+
+
+def _add(tx: Transaction) -> sa.Insert:
+    insert = tx.insert(counters)
+    return insert.on_conflict_do_update(
+        index_elements=list(counters.primary_key.columns),
+        set_={"value": counters.c.value + insert.excluded.value},
+    )

@@ -5,8 +5,10 @@ constraint that breaks means somebody else was faster: the batch is rolled back 
 """
 
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -15,6 +17,7 @@ from provisioning.errors import ConflictError
 from provisioning.working import WorkingSet
 from store import attempts, counters, due, outbox
 from store.database import Transaction
+from store.prepared import run_many
 from store.schema import (
     certificates,
     connections,
@@ -39,8 +42,7 @@ def apply(tx: Transaction, facts: WorkingSet, now: datetime) -> None:
     at = to_ms(now)
     _take_quotas(tx, facts)
     _upsert(tx, devices, (_device_row(facts.devices[key]) for key in sorted(facts.changed_devices)))
-    changed = sorted((facts.credentials[key] for key in facts.changed_credentials), key=lambda c: c.id)
-    _upsert(tx, credentials, (_credential_row(credential) for credential in changed))
+    _write_credentials(tx, facts)
     _insert_new(
         tx,
         certificates,
@@ -63,20 +65,21 @@ def apply(tx: Transaction, facts: WorkingSet, now: datetime) -> None:
         (_connection_row(facts.connections[key]) for key in sorted(facts.changed_connections)),
     )
     _upsert(tx, last_seen, ({"device_id": key, "at": at} for key in sorted(facts.seen)))
-    if facts.closed:
-        tx.connection.execute(
-            sa.insert(sessions),
-            [
-                {
-                    "device_id": closed.device_id,
-                    "conn": closed.conn,
-                    "opened_at": closed.opened_at_ms,
-                    "closed_at": at,
-                    "reason": closed.reason,
-                }
-                for closed in facts.closed
-            ],
-        )
+    run_many(
+        tx,
+        "sessions.insert",
+        lambda: sa.insert(sessions),
+        [
+            {
+                "device_id": closed.device_id,
+                "conn": closed.conn,
+                "opened_at": closed.opened_at_ms,
+                "closed_at": at,
+                "reason": closed.reason,
+            }
+            for closed in facts.closed
+        ],
+    )
     attempts.write(
         tx, [*facts.superseded, *(facts.attempts[device_id] for device_id in facts.changed_attempts)]
     )
@@ -94,6 +97,25 @@ def apply(tx: Transaction, facts: WorkingSet, now: datetime) -> None:
     counters.record(tx, facts.worker, facts.events)
 
 
+def _write_credentials(tx: Transaction, facts: WorkingSet) -> None:
+    """Whole rows where something rare changed; of a known key's hello, the few columns that it moves."""
+    heard: list[Row] = []
+    whole: list[Row] = []
+    for credential in sorted((facts.credentials[key] for key in facts.before), key=lambda one: one.id):
+        before = facts.before[credential.key_id]
+        if before is not None and _RARE(before) == _RARE(credential):
+            heard.append({"b_id": credential.id} | _heard_row(credential))
+        else:
+            whole.append(_credential_row(credential))
+    _upsert(tx, credentials, whole)
+    run_many(tx, "credentials.heard", _update_heard, heard)
+
+
+def _update_heard() -> sa.Update:
+    update = sa.update(credentials).where(credentials.c.id == sa.bindparam("b_id"))
+    return update.values({name: sa.bindparam(name) for name in _MOVED})
+
+
 def _take_quotas(tx: Transaction, facts: WorkingSet) -> None:
     for product_id, count in sorted(facts.new_enrollments.items()):
         enrolled = products.c.enrolled + count
@@ -108,19 +130,25 @@ def _take_quotas(tx: Transaction, facts: WorkingSet) -> None:
 
 
 def _upsert(tx: Transaction, table: sa.Table, rows: Iterable[Row]) -> None:
-    values = list(rows)
-    if not values:
-        return
-    insert = tx.insert(table)
-    keys = list(table.primary_key.columns)
-    updates = {column.name: insert.excluded[column.name] for column in table.columns if column not in keys}
-    tx.connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=updates), values)
+    def make() -> sa.Insert:
+        insert = tx.insert(table)
+        keys = list(table.primary_key.columns)
+        updates = {
+            column.name: insert.excluded[column.name] for column in table.columns if column not in keys
+        }
+        return insert.on_conflict_do_update(index_elements=keys, set_=updates)
+
+    run_many(tx, f"{table.name}.upsert", make, list(rows))
 
 
 def _insert_new(tx: Transaction, table: sa.Table, rows: list[Row]) -> None:
-    if rows:
-        keys = list(table.primary_key.columns)
-        tx.connection.execute(tx.insert(table).on_conflict_do_nothing(index_elements=keys), rows)
+    keys = list(table.primary_key.columns)
+    run_many(
+        tx,
+        f"{table.name}.insert_new",
+        lambda: tx.insert(table).on_conflict_do_nothing(index_elements=keys),
+        rows,
+    )
 
 
 def _note_refusals(tx: Transaction, facts: WorkingSet, at: int) -> None:
@@ -184,6 +212,15 @@ def _device_row(device: Device) -> Row:
     }
 
 
+_MOVED: Final = ("last_ts", "last_nonce", "last_boot", "previous_boot", "boot_returns", "hellos")
+"""What an accepted hello of a known key moves."""
+_RARE: Final = attrgetter(*(field.name for field in fields(Credential) if field.name not in _MOVED))
+
+
+def _heard_row(credential: Credential) -> Row:
+    return {name: getattr(credential, name) for name in _MOVED}
+
+
 def _credential_row(credential: Credential) -> Row:
     return {
         "id": credential.id,
@@ -198,14 +235,9 @@ def _credential_row(credential: Credential) -> Row:
         "fingerprint": credential.fingerprint,
         "not_before": to_ms(credential.not_before),
         "not_after": to_ms(credential.not_after),
-        "last_ts": credential.last_ts,
-        "last_nonce": credential.last_nonce,
-        "last_boot": credential.last_boot,
-        "previous_boot": credential.previous_boot,
-        "boot_returns": credential.boot_returns,
-        "hellos": credential.hellos,
         "replaces_id": credential.replaces_id,
         "created_at": to_ms(credential.created_at),
+        **_heard_row(credential),
     }
 
 

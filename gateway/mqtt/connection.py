@@ -132,9 +132,15 @@ def new_client(settings: TransportSettings, *, keeps_session: bool = True) -> To
     # No limits of paho's: it would hold publishes back behind our own count.
     client.max_inflight_messages_set(0)
     client.max_queued_messages_set(0)
+    client.on_socket_open = _send_at_once
     # With a callback here paho never writes in the thread that publishes; the loop asks want_write itself.
     client.on_socket_register_write = lambda *_: None
     return client
+
+
+def _send_at_once(_client: paho.Client, _data: Any, sock: Any) -> None:
+    """A reply is small and its device waits for it: TCP must not hold it back for the next one (RFC 896)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def connect(client: paho.Client, settings: TransportSettings) -> None:
