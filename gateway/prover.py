@@ -15,7 +15,7 @@ import structlog
 from cryptography import x509
 
 from provisioning.anchors import TrustAnchors
-from provisioning.certificates import CertificateFacts, parse_chain, read_facts
+from provisioning.certificates import CertificateFacts, parse_chain, read_facts, signing_key_of
 from provisioning.devices import Credential
 from provisioning.envelope import Envelope, PublicKey, load_spki, parse_envelope, verify_envelope
 from provisioning.errors import MessageError, RejectReason, VerificationError
@@ -184,12 +184,14 @@ class Prover:
         assert work.envelope is not None
         assert work.message is not None
         assert work.topic is not None
-        chain = decode_chain(work.message) if isinstance(work.message, Hello) else ()
+        ders = decode_chain(work.message) if isinstance(work.message, Hello) else ()
         credential = known.get(work.envelope.key_id)
         ended = None
+        chain: tuple[x509.Certificate, ...] = ()
         try:
-            if chain:
-                identity = verify_chain(parse_chain(chain), self._anchors, work.now)
+            if ders and not self._holds(credential, ders[0], work.now):
+                chain = parse_chain(ders)
+                identity = verify_chain(chain, self._anchors, work.now)
             elif credential is not None and credential.certificate:
                 identity = self._known_identity(credential, work.now)
             elif isinstance(work.message, Hello):
@@ -201,11 +203,25 @@ class Prover:
         except EndedIdentityError as error:
             identity, ended = error.identity, error
         check_sender(identity, work.envelope.key_id, work.topic.name)
-        verify_envelope(work.envelope, _public_key(identity.spki))
+        key = signing_key_of(chain[0]) if chain else _public_key(identity.spki)
+        verify_envelope(work.envelope, key)
         if ended is not None and not isinstance(work.message, Hello):
             self._drop(work, ended.reason)
             return
         work.identity, work.ended, work.known = identity, ended, credential is not None
+
+    def _holds(self, credential: Credential | None, der: bytes, now: datetime) -> bool:
+        """Whether a key was welcomed with this very certificate, and nothing above that has ended since.
+
+        Then its chain says nothing new, as if it had been left out, and half the cost of a hello is spared.
+        """
+        if credential is None or credential.certificate != der:
+            return False
+        try:
+            self._known_identity(credential, now)
+        except VerificationError:
+            return False
+        return True
 
     def _known_identity(self, credential: Credential, now: datetime) -> VerifiedIdentity:
         anchor = self._anchors.by_id(credential.authority_id)

@@ -217,8 +217,9 @@ def check_signature_algorithm(algorithm: x509.ObjectIdentifier, which: str) -> N
     )
 
 
+@lru_cache(maxsize=256)  # parsing a key costs a third of verifying with it, and one hello asks three times
 def signing_key_of(certificate: x509.Certificate) -> PublicKey:
-    """The key of a device's certificate, ready to verify its messages; read once and kept by the certificate.
+    """The key of a device's certificate, ready to verify its messages.
 
     Raises:
         VerificationError: KEY_NOT_ALLOWED, or MALFORMED_CERTIFICATE where the key cannot be read.

@@ -181,10 +181,10 @@ def _accepted(
     credential: Credential, hello: Hello, identity: VerifiedIdentity, at_ms: int, returns: bool
 ) -> Credential:
     new_boot = hello.boot != credential.last_boot
-    chain = decode_chain(hello)
+    renewed = hello.chain and (identity.fingerprint != credential.fingerprint or not credential.certificate)
     return replace(
         credential,
-        certificate=chain[0] if chain else credential.certificate,
+        certificate=decode_chain(hello)[0] if renewed else credential.certificate,
         authority_id=identity.authority_id,
         fingerprint=identity.fingerprint,
         not_before=identity.valid_from,

@@ -83,6 +83,7 @@ class Fleet:
         *,
         by: Authority | None = None,
         private_key: PrivateKey | None = None,
+        send_issuer: bool = False,
         **profile: Any,
     ) -> Voice:
         """A device's voice, on its first connection; it has said nothing yet.
@@ -90,8 +91,11 @@ class Fleet:
         Args:
             by: the CA that certifies it; else the product's first.
             private_key: to certify an existing key.
+            send_issuer: whether its chain holds that CA too.
         """
-        made = (by or self.made[product]).issue(name, now=now_utc(), private_key=private_key)
+        made = (by or self.made[product]).issue(
+            name, now=now_utc(), private_key=private_key, send_issuer=send_issuer
+        )
         identity = load_identity(made.pem, made.key_pem)
         voice = Voice(identity, audience=TERMS.audience, profile=Profile(**profile))
         voice.begin_connection()
