@@ -20,6 +20,7 @@ from gateway.demo.script import Script, make_certificate
 from gateway.demo.stage import Stage, running_demo
 from gateway.demo.verdict import Verdict, judge
 from gateway.device.fleet import Fleet
+from gateway.device.messages import load_identity_files
 
 app = typer.Typer(help="The main job, live on this machine.", invoke_without_command=True)
 DirectoryOption = Annotated[Path, typer.Option(help="Where its state is; an earlier demo there is replaced.")]
@@ -95,6 +96,8 @@ def certificate(
     print_line(
         f"say hello with it:  fleetgate agent run --cert {cert} --key {key} --demo {directory.absolute()}"
     )
+    topic_name = load_identity_files(cert, key).topic_name
+    print_line(f"and watch it, in another terminal:  fleetgate device watch {topic_name}")
 
 
 def _is_over(fleet: Fleet) -> bool:
