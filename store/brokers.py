@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 
 from store.database import Transaction
-from store.schema import brokers
+from store.schema import brokers, workers
 
 
 def note_uptime(tx: Transaction, name: str, uptime_seconds: int, at_ms: int) -> bool:
@@ -29,3 +29,9 @@ def note_uptime(tx: Transaction, name: str, uptime_seconds: int, at_ms: int) -> 
         .values(epoch=brokers.c.epoch + (1 if restarted else 0), **values)
     )
     return restarted
+
+
+def list_names(tx: Transaction) -> list[str]:
+    """Every broker that was ever heard, or that a worker works on."""
+    query = sa.select(brokers.c.name).union(sa.select(workers.c.broker))
+    return sorted(tx.connection.execute(query).scalars())
