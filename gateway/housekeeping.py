@@ -53,7 +53,7 @@ class Housekeeping:
         self._worker = worker
         self._clock = clock
         self._interval = interval_seconds
-        self._uptimes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._uptimes: queue.SimpleQueue[tuple[int, datetime]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -73,7 +73,7 @@ class Housekeeping:
 
     def note_uptime(self, seconds: int) -> None:
         """Takes the broker's uptime from the network thread."""
-        self._uptimes.put(seconds)
+        self._uptimes.put((seconds, self._clock()))
         self._wake.set()
 
     def _run(self) -> None:
@@ -90,9 +90,9 @@ class Housekeeping:
     def work(self) -> int:
         """One round. Returns how many connections it ended."""
         while not self._uptimes.empty():
-            uptime = self._uptimes.get()
+            uptime, heard_at = self._uptimes.get()
             with self._database.write([f"broker/{self._broker}"]) as tx:
-                restarted = brokers.note_uptime(tx, self._broker, uptime, to_ms(self._clock()))
+                restarted = brokers.note_uptime(tx, self._broker, uptime, to_ms(heard_at))
             if restarted:
                 log.warning("broker_restarted", action="devices_unknown_until_heard", broker=self._broker)
         with self._database.read() as tx:

@@ -232,7 +232,8 @@ class Settings(BaseSettings):
     )
     roles: Annotated[tuple[WorkerRole, ...], NoDecode] = Field(
         ALL_ROLES,
-        description="what this worker does: a list, or words with commas, of `ingest`, `api`, `scheduler`, `authorities`",
+        description="what this worker does: a list, or words with commas, of `ingest`, `api`, `scheduler`, "
+        "`authorities`",
     )
     database: DatabaseSettings = Field(
         default_factory=DatabaseSettings, description="where everything is remembered"

@@ -125,9 +125,7 @@ def _end(connection: sa.Connection) -> None:
 
 
 @contextlib.contextmanager
-def held(
-    database: Database, client_id: str | None, worker: str | None = None
-) -> Iterator[HeldIdentity]:
+def held(database: Database, client_id: str | None, worker: str | None = None) -> Iterator[HeldIdentity]:
     """Holds an identity for the block; call `keep` now and then.
 
     Raises:

@@ -155,7 +155,9 @@ def test_sqlite_serves_one_process(tmp_path: Path) -> None:
     database, other = (Database(f"sqlite:///{tmp_path}/test.db") for _ in range(2))
     with held(database, NAME, "worker-1") as first:
         first.keep()
-        with pytest.raises(SetupError, match="SQLite serves one process, which has every role; stop it first"):
+        with pytest.raises(
+            SetupError, match="SQLite serves one process, which has every role; stop it first"
+        ):
             HeldIdentity(other, "gateway-2", "worker-2").keep()
     with held(other, "gateway-2", "worker-2"):
         pass
