@@ -1,4 +1,4 @@
-"""Workers that left for good: their sessions at this worker's broker are emptied, and then ended.
+"""Sessions at this worker's broker whose workers left them for good: they are emptied, and then ended.
 
 What waits there is worked by this worker, through the same pipeline, and nothing of it is lost. The client id's lock in
 the database says that nobody works under it meanwhile; a crash on the way leaves the rest for the next who looks.
@@ -28,7 +28,7 @@ _QUIET_SECONDS: Final = 0.2
 
 
 class Retiring:
-    """The thread that looks for workers to retire.
+    """The thread that looks for them.
 
     Args:
         way: this worker's own way to the broker.
@@ -66,7 +66,7 @@ class Retiring:
             self._thread.join(timeout=30)
 
     def work(self) -> int:
-        """One look. Returns how many workers it has retired."""
+        """One look. Returns how many sessions have ended."""
         with self._database.read() as tx:
             found = workers.list_leaving(tx, self._broker)
         return sum(self._retire(leaving) for leaving in found)
@@ -81,13 +81,13 @@ class Retiring:
                 if client_id != self._way.client_id and not self._empty(leaving, client_id, keep):
                     return False
                 with self._database.write() as tx:
-                    retired = workers.finish(tx, leaving)
+                    ended = workers.finish(tx, leaving)
         except (SetupError, BrokerAwayError) as error:
-            log.warning("worker_not_retired", action="tried_again", worker=leaving.name, cause=str(error))
+            log.warning("session_not_ended", action="tried_again", worker=leaving.name, cause=str(error))
             return False
-        if retired:
-            log.info("worker_retired", worker=leaving.name, broker=leaving.broker)
-        return retired
+        if ended:
+            log.info("session_ended", worker=leaving.name, broker=leaving.broker)
+        return ended
 
     def _empty(self, leaving: Leaving, client_id: str, keep: Callable[[], None]) -> bool:
         """Works what waits in a session, and ends it. False where this worker stops before."""

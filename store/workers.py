@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from provisioning.errors import NotFoundError
-from provisioning.workers import Worker, WorkerState, parse_roles
+from provisioning.workers import Worker, WorkerRole, WorkerState, parse_roles
 from store.database import Transaction
 from store.schema import workers
 from store.times import from_ms, to_ms
@@ -15,7 +15,7 @@ from store.times import from_ms, to_ms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaving:
-    """A worker whose session at the broker has to be emptied and ended; its client id is sealed."""
+    """A session at the broker that its worker left, to be emptied and ended; the client id is sealed."""
 
     name: str
     broker: str
@@ -31,8 +31,8 @@ def digest(client_id: str) -> str:
 def register(tx: Transaction, worker: Worker, *, client_id: str | None, client_sealed: bytes | None) -> None:
     """Says that a worker has started: it runs from now on, also where it was stopped or retired before.
 
-    Its times are the database's. Another name under which the same session was kept is retired: the session has
-    this worker's name now.
+    Its times are the database's. Where it had a session and has no connection any more, the session is left.
+    Another name under which the same session was kept is retired: the session has this worker's name now.
     """
     now = tx.now_ms()
     values: dict[str, Any] = {
@@ -40,12 +40,12 @@ def register(tx: Transaction, worker: Worker, *, client_id: str | None, client_s
         "roles": ",".join(worker.roles),
         "version": worker.version,
         "state": WorkerState.RUNNING.value,
-        "client_sha256": None if client_id is None else digest(client_id),
-        "client_sealed": client_sealed,
         "queued": 0,
         "started_at": now,
         "heard_at": now,
     }
+    if client_id is not None:
+        values |= {"client_sha256": digest(client_id), "client_sealed": client_sealed}
     insert = tx.insert(workers).values(name=worker.name, **values)
     tx.connection.execute(insert.on_conflict_do_update(index_elements=[workers.c.name], set_=values))
     if client_id is not None:
@@ -115,31 +115,43 @@ def move(tx: Transaction, worker: Worker, to: WorkerState) -> bool:
 
 
 def list_leaving(tx: Transaction, broker: str) -> list[Leaving]:
-    """Those of a broker whose sessions wait to be emptied."""
+    """The sessions at a broker that wait to be emptied."""
     query = sa.select(workers).where(
-        workers.c.broker == broker, workers.c.state == WorkerState.RETIRING.value
+        workers.c.broker == broker, workers.c.client_sealed.is_not(None), _left()
     )
     return [
         Leaving(
             name=row.name, broker=row.broker, client_sealed=row.client_sealed, client_sha256=row.client_sha256
         )
         for row in tx.connection.execute(query.order_by(workers.c.name))
-        if row.client_sealed is not None
     ]
 
 
 def finish(tx: Transaction, leaving: Leaving) -> bool:
-    """Retires a worker whose session has ended, unless it has started again. Returns whether it did."""
+    """Notes that a session has ended, unless its worker has it again; retires the worker where that was asked for.
+
+    Returns: whether it did.
+    """
     changed = tx.connection.execute(
         sa.update(workers)
-        .where(
-            workers.c.name == leaving.name,
-            workers.c.state == WorkerState.RETIRING.value,
-            workers.c.client_sha256 == leaving.client_sha256,
+        .where(workers.c.name == leaving.name, workers.c.client_sha256 == leaving.client_sha256, _left())
+        .values(
+            state=sa.case(
+                (workers.c.state == WorkerState.RETIRING.value, WorkerState.RETIRED.value),
+                else_=workers.c.state,
+            ),
+            client_sha256=None,
+            client_sealed=None,
         )
-        .values(state=WorkerState.RETIRED.value, client_sha256=None, client_sealed=None, queued=0)
     )
     return changed.rowcount == 1
+
+
+def _left() -> sa.ColumnElement[bool]:
+    """Whether a session's worker has left it: it is being retired, or has given up the role."""
+    return sa.or_(
+        workers.c.state == WorkerState.RETIRING.value, workers.c.roles.not_like(f"%{WorkerRole.INGEST}%")
+    )
 
 
 def _worker(row: Any) -> Worker:

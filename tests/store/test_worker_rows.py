@@ -86,6 +86,16 @@ def test_a_retirement_ends_with_its_session_unless_the_worker_starts_again(datab
     assert (load(database).state, load(database).has_session) == (WorkerState.RETIRED, False)
 
 
+def test_a_worker_that_gives_up_its_connection_leaves_its_session(database: Database) -> None:
+    register(database, ONE, "secret-id")
+    register(database, replace(ONE, roles=(WorkerRole.API,)), None)
+    with database.write() as tx:
+        (leaving,) = workers.list_leaving(tx, "main")
+        assert workers.finish(tx, leaving)
+        assert workers.list_leaving(tx, "main") == []
+    assert (load(database).state, load(database).has_session) == (WorkerState.RUNNING, False)
+
+
 def test_a_worker_that_was_heard_since_it_was_loaded_is_not_moved(database: Database) -> None:
     register(database, ONE, "secret-id")
     age(database, 60)
