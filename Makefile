@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WORKERS ?= 2
+SECONDS ?= 600
 
-.PHONY: help setup demo test test-faults lint clean
+.PHONY: help setup demo test test-faults soak lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -27,6 +28,10 @@ test: setup ## the tests (PostgreSQL is installed from Debian where it is absent
 test-faults: setup ## long fault and load runs, at most 20 minutes
 	@bash deploy/setup-postgresql.sh
 	@$(BIN)/python -m pytest -m faults --timeout 600 $(ARGS)
+
+soak: setup ## four workers, one killed every 20 s, under load; SECONDS=600, and ends by itself
+	@bash deploy/setup-postgresql.sh
+	@PYTHONPATH=tests $(BIN)/python -m faults.soak --seconds $(SECONDS) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

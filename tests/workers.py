@@ -92,6 +92,10 @@ class Workers:
         """The exit code of a worker that has ended by itself."""
         return self._processes[number].poll()
 
+    def forget(self, number: int) -> None:
+        """A worker has ended by itself, and another is about to be started in its place."""
+        assert self._processes.pop(number).poll() is not None
+
     def pid(self, number: int) -> int:
         """A worker's process."""
         return self._processes[number].pid
