@@ -197,8 +197,8 @@ class Course:
             found = self.counts("online", "connects", "succeeded", "deadlocks")
             self._say(
                 f"{now - self._began:5.0f} s  kills {kills:3}  online {found['online']:4}  "
-                f"connects {found['connects']:6}  rollouts {len(self.views):3}  updated {found['succeeded']:5}  deadlocks {found['deadlocks']}  "
-                f"hellos {sum(device.outcome.hellos for device in fleet.devices):6}"
+                f"connects {found['connects']:6}  rollouts {len(self.views):3}  updated {found['succeeded']:5}  "
+                f"deadlocks {found['deadlocks']}"
             )
 
     def settle(self, fleet: Fleet, workers: Workers) -> None:
