@@ -1,6 +1,6 @@
 """A herd: thousands of devices that come back at once after a broker's restart, and that are gone at once.
 
-`python -m faults.herd --devices 10000` prints the figures; `test_soak.py` runs a smaller one. Meanwhile ten other
+`make herd DEVICES=10000` prints the figures; `test_soak.py` runs a smaller one. Meanwhile ten other
 devices go on saying hello, and how long any of them waits is the measure of whether others are served.
 """
 
