@@ -378,6 +378,23 @@ leases = Table(
     at_column("expires_at"),
 )
 
+# Of a worker's client id at the broker: its digest, to tell who has the same, and itself, sealed under the root
+# secret, for the worker that will empty its session when it is gone.
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("broker", String(64), nullable=False),
+    Column("roles", String(128), nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("client_sha256", String(64), nullable=True),
+    Column("client_sealed", LargeBinary, nullable=True),
+    Column("queued", BigInteger, nullable=False),
+    at_column("started_at"),
+    at_column("heard_at"),
+)
+
 revisions = Table(
     "revisions",
     metadata,

@@ -78,6 +78,10 @@ class PostgresServer:
         """Makes a standby the primary."""
         self._run(*self._control, "promote")
 
+    def log(self) -> str:
+        """Everything that it has said."""
+        return (self._home / "log").read_text(errors="replace")
+
     def end(self) -> None:
         """Stops it for good and takes everything away. Repeating changes nothing."""
         if not self._home.exists():
