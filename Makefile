@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WORKERS ?= 2
+ROUNDS ?= 5
 
-.PHONY: help setup demo test test-faults lint clean
+.PHONY: help setup demo test test-faults bench lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -27,6 +28,11 @@ test: setup ## the tests (PostgreSQL is installed from Debian where it is absent
 test-faults: setup ## long fault and load runs, at most 20 minutes
 	@bash deploy/setup-postgresql.sh
 	@$(BIN)/python -m pytest -m faults --timeout 600 $(ARGS)
+
+bench: setup ## how fast it is, as ratios to the machine's own figures (QUICK=1: below 3 minutes; docs/performance.md)
+	@bash deploy/setup-postgresql.sh
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks --rounds $(ROUNDS) $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 lint: setup ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

@@ -33,6 +33,11 @@ class Helper:
         """Lets it go on."""
         self._line.send("go")
 
+    def ask(self, what: str) -> Any:
+        """Its answer to `what`."""
+        self._line.send(what)
+        return self._receive()
+
     def result(self) -> Any:
         """What came of it."""
         return self._receive()
@@ -56,6 +61,14 @@ class Side:
     def wait_go(self) -> None:
         """Waits until it may go on."""
         self._line.recv()
+
+    def asked(self) -> str:
+        """Waits for the next question."""
+        return str(self._line.recv())
+
+    def answer(self, value: object) -> None:
+        """Answers it."""
+        self._line.send(value)
 
 
 def _run(line: Any, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:

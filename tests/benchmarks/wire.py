@@ -147,7 +147,9 @@ class Line:
             if length & 0x80:
                 if end - at < 3:
                     break
-                length = (length & 0x7F) | data[at + 2] << 7  # two digits: at most 16,383 bytes, as all of ours
+                length = (length & 0x7F) | data[
+                    at + 2
+                ] << 7  # two digits: at most 16,383 bytes, as all of ours
                 body = at + 3
             if end - body < length:
                 break
@@ -220,7 +222,9 @@ def pace(
         if due > sent:
             line.write(b"".join(packets[sent:due]))
             sent = due
-        line.wait(min(0.01, sent / per_second - (time.perf_counter() - started)) if sent < len(packets) else 0.01)
+        line.wait(
+            min(0.01, sent / per_second - (time.perf_counter() - started)) if sent < len(packets) else 0.01
+        )
         for kind, body in line.read():
             index = index_of(body) if kind & 0xF0 == PUBLISH else -1
             if index >= 0 and not took[index]:

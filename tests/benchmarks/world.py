@@ -53,7 +53,6 @@ topic read {prefix}/+/offer
 topic readwrite bench/#
 """
 _READY_SECONDS: Final = 60.0
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +64,14 @@ class Usage:
 
     @classmethod
     def of(cls, pid: int) -> "Usage":
-        """Of a process, by Linux's /proc."""
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        """Of a process and its living threads, by Linux's /proc: schedstat counts nanoseconds, stat only ticks."""
+        nanoseconds = 0
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                nanoseconds += int((task / "schedstat").read_text().split()[0])
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return cls(
-            cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
+            cpu_seconds=nanoseconds / 1e9,
             resident_bytes=resident * os.sysconf("SC_PAGE_SIZE"),
         )
 
@@ -102,9 +104,7 @@ class World:
         self.broker: LocalBroker = place.local_broker()
         self.key = new_key(secrets.token_bytes(32))
         self.signing_key = ec.generate_private_key(ec.SECP256R1())
-        self._principal = Principal(
-            organization_id=OrganizationId(new_id()), name="admin", role=Role.ADMIN
-        )
+        self.principal = Principal(organization_id=OrganizationId(new_id()), name="admin", role=Role.ADMIN)
         self._postgres: PostgresServer | None = None
         self._templates: dict[str, str] = {}
 
@@ -166,7 +166,7 @@ class World:
         database = Database(url)
         migrate.upgrade(database)
         with database.write() as tx:
-            organization = self._principal.organization_id
+            organization = self.principal.organization_id
             organizations.create(tx, id=organization, name="acme", at=now_utc())
             organizations.create_key(
                 tx,
@@ -177,7 +177,13 @@ class World:
                 sha256=hash_key(self.key),
                 at=now_utc(),
             )
-        desk = Desk(
+        self._set_up(self.desk(database))
+        database.close()  # the last connection of SQLite moves all of its log into the file
+        return url
+
+    def desk(self, database: Database) -> Desk:
+        """Where this process does what an operator asks for."""
+        return Desk(
             database=database,
             clock=now_utc,
             new_id=new_id,
@@ -186,12 +192,9 @@ class World:
             worker="bench",
             audience=self.place.audience,
         )
-        self._set_up(desk)
-        database.close()  # the last connection of SQLite moves all of its log into the file
-        return url
 
     def _set_up(self, desk: Desk) -> None:
-        who = self._principal
+        who = self.principal
         products.create(desk, who, name=PRODUCT, description="")
         products.create_cohort(desk, who, product=PRODUCT, name=COHORT, description="")
         jitp = JitpSettings.model_validate({"enabled": True, "default_cohort": COHORT})
@@ -203,6 +206,19 @@ class World:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         bundles.add_key(desk, who, product=PRODUCT, name="first", pem=pem.decode())
+
+    def environment(self, url: str, number: int, http_port: int, download_port: int) -> dict[str, str]:
+        """What differs between the settings of the worker of that number and the installation's."""
+        place = self.installation
+        return {
+            "FLEETGATE_DATABASE__URL": url,
+            "FLEETGATE_WORKER": f"worker-{number}",
+            "FLEETGATE_STATE_DIRECTORY": str(place.directory / f"state-{number}"),
+            "FLEETGATE_BROKER__CLIENT_ID": f"{place.client_id}-{number}",
+            "FLEETGATE_BROKER__SESSION_EXPIRY_SECONDS": "0",  # nothing of one measurement reaches the next
+            "FLEETGATE_HTTP__PORT": str(http_port),
+            "FLEETGATE_DOWNLOADS__PORT": str(download_port),
+        }
 
     @contextlib.contextmanager
     def gateways(self, url: str, workers: int = 1) -> Iterator["Gateways"]:
@@ -223,21 +239,12 @@ class _Worker:
     """One `fleetgate serve`."""
 
     def __init__(self, world: World, url: str, number: int) -> None:
-        place = world.installation
         self.http_port, download_port = free_ports(2)
-        environment = {
-            "FLEETGATE_DATABASE__URL": url,
-            "FLEETGATE_WORKER": f"worker-{number}",
-            "FLEETGATE_STATE_DIRECTORY": str(place.directory / f"state-{number}"),
-            "FLEETGATE_BROKER__CLIENT_ID": f"{place.client_id}-{number}",
-            "FLEETGATE_BROKER__SESSION_EXPIRY_SECONDS": "0",  # nothing of one measurement reaches the next
-            "FLEETGATE_HTTP__PORT": str(self.http_port),
-            "FLEETGATE_DOWNLOADS__PORT": str(download_port),
-        }
+        environment = world.environment(url, number, self.http_port, download_port)
         self._log = world.directory / "gateway.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", "--config", place.settings],
+                [sys.executable, "-m", "gateway", "serve", "--config", world.installation.settings],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -257,7 +264,9 @@ class _Worker:
                     return
             ended = self._process.poll()
             if ended is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a gateway is not ready (exit code {ended}):\n{self._log.read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"a gateway is not ready (exit code {ended}):\n{self._log.read_text()[-3000:]}"
+                )
             time.sleep(0.05)  # a process being born has no event to wait for
 
     def stop(self) -> None:
