@@ -87,7 +87,7 @@ RATIOS: Final[dict[str, tuple[str, str]]] = {
 """Each ratio's two series: divided round by round, so that a slow minute of the machine hits both sides."""
 
 BASELINES: Final = {
-    "B1": "full mutual-TLS connections, broker",
+    "B1": "full mutual-TLS connections in a second of the broker's one thread",
     "B2": "first hellos, cryptography alone, one thread",
     "B3": "messages of 1.5 kB, QoS 1, one to one, broker",
     "B5": "P-256 verifies, one thread",
@@ -176,13 +176,7 @@ def growth_table(results: Results) -> list[tuple[str, ...]]:
     sizes = sorted(results.points)
     names = list(results.points[sizes[0]]) if sizes else []
     rows = [
-        (
-            name,
-            *(
-                f"{results.points[size][name]:,.{0 if name.endswith(('us', 'second', 'mb')) else 2}f}"
-                for size in sizes
-            ),
-        )
+        (name.replace("_", " "), *(_show(results.points[size][name], name) for size in sizes))
         for name in names
     ]
     return [("", *(f"{size:,}" for size in sizes)), *rows]
