@@ -18,7 +18,7 @@ import sqlalchemy
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import results
+from benchmarks import results, sizing
 from benchmarks.charts import draw_growth
 from benchmarks.fleet import fleet_of
 from benchmarks.results import Results
@@ -105,6 +105,8 @@ def publish(found: Results) -> None:
         _tables(found), ("figures", "stages", "growth", "targets"), strict=True
     ):
         text = results.put_block(text, name, results.to_markdown(header, rows))
+    header, *rows = sizing.sizing_table(found)
+    text = results.put_block(text, "sizing", sizing.sizing_figures(found) + results.to_markdown(header, rows))
     DOCUMENT.write_text(text, encoding="utf-8")
 
 

@@ -44,8 +44,18 @@ class Helper:
 
     def _receive(self) -> Any:
         if not self._line.poll(_DEADLINE_SECONDS):
-            raise TimeoutError(f"a process of the benchmark said nothing for {_DEADLINE_SECONDS:.0f} s")
-        return self._line.recv()
+            raise HelperError(f"a process of the benchmark said nothing for {_DEADLINE_SECONDS:.0f} s")
+        try:
+            answer = self._line.recv()
+        except EOFError:
+            raise HelperError("a process of the benchmark ended without a word") from None
+        if isinstance(answer, HelperError):
+            raise answer
+        return answer
+
+
+class HelperError(Exception):
+    """What ended a process beside the benchmark's own."""
 
 
 class Side:
@@ -72,4 +82,7 @@ class Side:
 
 
 def _run(line: Any, work: Callable[..., Any], arguments: tuple[object, ...]) -> None:
-    line.send(work(Side(line), *arguments))
+    try:
+        line.send(work(Side(line), *arguments))
+    except Exception as error:  # whatever it is: it is told where it can be seen
+        line.send(HelperError(f"{type(error).__name__}: {error}"))

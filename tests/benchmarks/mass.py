@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -80,6 +81,7 @@ class Point:
     first_per_second: float
     known_per_second: float
     resident_mb: float
+    database_mb: float
     stats_ms: float
     scan_ms: float
     device_ms: float
@@ -138,6 +140,7 @@ def measure_point(world: World, fleet: Fleet, known: int, sample: range) -> Poin
         first_per_second=first.per_second,
         known_per_second=fleet_known.per_second,
         resident_mb=resident / 1e6,
+        database_mb=Path(url.removeprefix("sqlite:///")).stat().st_size / 1e6,
         stats_ms=stats_ms,
         scan_ms=scan_ms,
         device_ms=device_ms,

@@ -11,6 +11,7 @@ from databases import find_initdb
 from benchmarks import baselines, connections, mass, stages
 from benchmarks.fleet import Fleet
 from benchmarks.hellos import WINDOW, measure_latency, measure_rate
+from benchmarks.helpers import HelperError
 from benchmarks.offers import measure_fanout
 from benchmarks.results import Results
 from benchmarks.wire import drive, pace
@@ -142,7 +143,11 @@ class Run:
             "known device's hello, µs": load(False),
             "the same, each a batch of its own, µs": load(False, alone=True),
         }
-        self.results.stages = stages.measure_stages(self._world, self._world.new_database("sqlite"), loads)
+        url = self._world.new_database("sqlite")
+        try:
+            self.results.stages = stages.measure_stages(self._world, url, loads)
+        except HelperError as error:
+            self.results.notes.append(f"the stages were not measured: {error}")
 
     def growth(self) -> None:
         """What a larger fleet costs."""

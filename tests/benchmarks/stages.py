@@ -89,6 +89,21 @@ class Watch:
             return opened.__exit__(*error)
 
 
+def list_wrapped() -> list[tuple[Any, str, str]]:
+    """What is watched: the module or class, the function's name there, the stage.
+
+    Raises:
+        AttributeError: the product has no such function any more.
+    """
+    found = []
+    for module, owner, name, stage in _WRAPPED:
+        place: Any = import_module(module)
+        place = getattr(place, owner) if owner else place
+        getattr(place, name)
+        found.append((place, name, stage))
+    return found
+
+
 def measure_stages(
     world: World, url: str, loads: dict[str, Callable[[], int]]
 ) -> dict[str, dict[str, float]]:
@@ -122,9 +137,7 @@ def _serve(side: Side, settings_file: str, environment: dict[str, str], log: str
     from store.database import Database
 
     watch = Watch()
-    for module, owner, name, stage in _WRAPPED:
-        place: Any = import_module(module)
-        place = getattr(place, owner) if owner else place
+    for place, name, stage in list_wrapped():
         setattr(place, name, watch.wrap(getattr(place, name), stage))
     watch.wrap_database(Database)
     settings = Settings.load(Path(settings_file))

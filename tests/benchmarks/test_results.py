@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from benchmarks import results
+from benchmarks import results, sizing
 from benchmarks.results import Figure, Results, percentile
+from benchmarks.stages import STAGES, list_wrapped
 from benchmarks.wire import packet, publish_packet
 
 
@@ -123,3 +124,28 @@ def test_a_packet_has_its_length_in_one_digit_or_two() -> None:
     assert publish_packet("a/b", b"{}", 0) == b"\x32\x09\x00\x03a/b\x00\x01{}"
     # A packet identifier is never 0.
     assert publish_packet("a/b", b"", 60_000)[7:9] == b"\x00\x01"
+
+
+def test_the_sizing_table_is_reckoned_from_the_growth_curves() -> None:
+    found = measured()
+    assert sizing.sizing_table(Results()) == [("what", "arithmetic")]
+    small = {"resident_mb": 100.0, "database_mb": 1.0, "first_us": 250.0, "known_us": 100.0}
+    large = {"resident_mb": 199.9, "database_mb": 2000.0, "first_us": 300.0, "known_us": 150.0}
+    found.points = {1000: small, 1_000_000: large}
+    header, *rows = sizing.sizing_table(found)
+    assert header[2:] == ("1,000 devices", "10,000 devices", "100,000 devices", "1,000,000 devices")
+    cells = {row[0]: row[2:] for row in rows}
+    assert cells["heartbeats a second"] == ("17", "167", "500", "500")
+    assert cells["gateway for them, share of a core"] == ("0%", "2%", "8%", "8%")
+    assert cells["everybody comes back at once: broker"] == ("1 s", "15 s", "2 min", "25 min")
+    assert cells["the same: gateway, one worker"] == ("below 1 s", "2 s", "15 s", "2 min")
+    assert cells["a rollout to all at the default pace"] == ("100 s", "17 min", "3 h", "28 h")
+    assert cells["database (SQLite)"] == ("2 MB", "20 MB", "200 MB", "2.0 GB")
+    assert cells["gateway's memory"] == ("100 MB", "101 MB", "110 MB", "200 MB")
+    assert "B1 = 675 connections/s, F = 300 µs, K = 150 µs, D = 2,001 B" in sizing.sizing_figures(found)
+
+
+def test_what_the_stages_watch_is_there() -> None:
+    watched = list_wrapped()
+    assert {stage for _, _, stage in watched} < set(STAGES)
+    assert all(callable(getattr(place, name)) for place, name, _ in watched)
