@@ -12,6 +12,8 @@ from benchmarks.world import Gateways, World
 WINDOW: Final = 2000
 """Hellos without an answer: enough for two workers' batches of 200 and the broker's queue, and no flood."""
 
+LATENCY_SECONDS: Final = 6.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
@@ -47,7 +49,12 @@ def measure_rate(world: World, gateways: Gateways, packets: Sequence[bytes]) -> 
 def measure_latency(
     world: World, fleet: Fleet, numbers: range, *, with_chain: bool, per_second: float
 ) -> Latency:
-    """How long a welcome takes when hellos come evenly at that rate."""
+    """How long a welcome takes when hellos come evenly at that rate.
+
+    Args:
+        numbers: of the devices; only so many speak as there is time for.
+    """
+    numbers = numbers[: max(1, int(per_second * LATENCY_SECONDS))]
     packets = fleet.hellos(numbers, with_chain=with_chain)
     place: Place = world.place
 

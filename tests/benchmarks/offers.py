@@ -8,16 +8,13 @@ from benchmarks.world import COHORT, PRODUCT, Gateways, World
 _STALLED_SECONDS = 60.0
 
 
-def measure_fanout(world: World, gateways: Gateways, devices: int) -> float:
-    """Offers per second at the broker, from the first to the last.
-
-    Args:
-        devices: how many are connected, in the cohort, and without an offer.
-    """
+def measure_fanout(world: World, gateways: Gateways) -> float:
+    """Offers per second at the broker, from the first to the last, to every device that is connected."""
     version = gateways.push(1)
     plan = {"most_in_flight": 1_000_000, "most_per_minute": 1_000_000}  # the pace is not what is measured
     with world.line() as line, gateways.api() as api:
         line.subscribe(f"{world.place.prefix}/+/offer")
+        devices = int(api.get("/stats").raise_for_status().json()["totals"]["connected"])
         body = {"product": PRODUCT, "version": version, "cohorts": [COHORT], "plan": plan}
         api.post("/rollouts", json=body).raise_for_status()
         heard, first = 0, 0.0

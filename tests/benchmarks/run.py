@@ -117,7 +117,7 @@ class Run:
                     add(f"first {name}: p99 ms", late.p99_ms)
                 add(f"known {name}: p50 ms", again.p50_ms)
                 add(f"known {name}: p99 ms", again.p99_ms)
-                add(f"fanout {name}", measure_fanout(world, gateways, 2 * self._sizes.hellos))
+                add(f"fanout {name}", measure_fanout(world, gateways))
 
     def stages(self) -> None:
         """Where the time of one hello goes."""
