@@ -121,12 +121,11 @@ def measure_point(world: World, fleet: Fleet, known: int, sample: range) -> Poin
         with world.gateways(url) as gateways:
             first = measure_rate(world, gateways, fleet.hellos(sample, with_chain=True))
             fleet_known = measure_rate(world, gateways, fleet.hellos(sample, with_chain=False))
+            resident = gateways.usage().resident_bytes
             with gateways.api() as api:
                 page_ms = _median_ms(
                     lambda: api.get("/devices", params={"limit": 100}).raise_for_status(), 10
                 )
-                api.get("/stats").raise_for_status()
-            resident = gateways.usage().resident_bytes
         desk = world.desk(database)
         who = world.principal
         stats_ms = _median_ms(lambda: devices.load_figures(desk, who, PRODUCT), 50)

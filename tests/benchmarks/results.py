@@ -74,6 +74,15 @@ TARGETS: Final = (
         key="stats_ms", title="statistics from counters", bound=1.0, at_most=True, unit=" ms", devices=MILLION
     ),
     Target(key="stats_speedup", title="statistics, scan ÷ counters", bound=1000, digits=0, devices=MILLION),
+    Target(
+        key="page_ms",
+        title="a page of 100 devices, over HTTP",
+        bound=100,
+        at_most=True,
+        unit=" ms",
+        digits=0,
+        devices=MILLION,
+    ),
 )
 
 RATIOS: Final[dict[str, tuple[str, str]]] = {
@@ -223,7 +232,7 @@ def to_document(results: Results, facts: Mapping[str, object]) -> dict[str, Any]
         return None if found is None else round(found.median, 4)
 
     ratios = {key: results.ratio(key) for key in RATIOS}
-    extra = {"p50_ms", "p99_ms", "bytes_per_device", "stats_ms", "stats_speedup"}
+    extra = {"p50_ms", "p99_ms", "bytes_per_device", "stats_ms", "stats_speedup", "page_ms"}
     return {
         "run": dict(facts),
         "baselines": {name: median(name) for name in BASELINES},
@@ -235,6 +244,7 @@ def to_document(results: Results, facts: Mapping[str, object]) -> dict[str, Any]
         "bytes_per_device": median("bytes_per_device"),
         "stats_ms": median("stats_ms"),
         "stats_speedup": median("stats_speedup"),
+        "page_ms": median("page_ms"),
         "growth": {str(devices): dict(figures) for devices, figures in sorted(results.points.items())},
         "stages_us": {name: dict(stages) for name, stages in results.stages.items()},
         "targets": {

@@ -163,6 +163,7 @@ class Run:
             grown = (points[size]["resident_mb"] - points[least]["resident_mb"]) * 1e6 / (size - least)
             self.results.add("bytes_per_device" if size == most else f"bytes per device at {size:,}", grown)
         self.results.add("stats_ms", points[most]["stats_ms"])
+        self.results.add("page_ms", points[most]["page_ms"])
         self.results.add("stats_speedup", points[most]["scan_ms"] / points[most]["stats_ms"])
 
     def check_generator(self) -> None:
