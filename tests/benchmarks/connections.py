@@ -19,7 +19,10 @@ from benchmarks.helpers import Helper, Side
 from benchmarks.wire import StalledError, connect_packet, subscribe_packet
 from benchmarks.world import World
 
-THREADS: Final = 4
+CONNECTING: Final = 4
+"""Devices under way at once, in each process: enough to keep the broker busy."""
+ARRIVING: Final = 32
+"""More, since an arriving device waits for its welcome: after a power cut, hundreds do."""
 _DISCONNECT: Final = b"\xe0\x00"
 Job = tuple[bytes, bytes, bytes]
 """Certificate and key in PEM, and what is written at once behind the handshake."""
@@ -36,7 +39,7 @@ def measure_connects(world: World, fleet: Fleet, numbers: range) -> tuple[float,
         (pem, key, connect_packet(name_of(number)))
         for number, (pem, key) in zip(numbers, fleet.pairs(numbers), strict=True)
     ]
-    return _run(world, jobs, b"\x20\x02\x00\x00", b"")
+    return _run(world, jobs, CONNECTING, b"\x20\x02\x00\x00", b"")
 
 
 def measure_arrivals(world: World, fleet: Fleet, numbers: range) -> tuple[float, float]:
@@ -53,14 +56,24 @@ def measure_arrivals(world: World, fleet: Fleet, numbers: range) -> tuple[float,
         name = name_of(number)
         reply = subscribe_packet(f"{world.place.prefix}/{name}/reply", 0)
         jobs.append((pem, key, connect_packet(name) + reply + hello))
-    return _run(world, jobs, b"", b'"result":"welcome"')
+    return _run(world, jobs, ARRIVING, b"", b'"result":"welcome"')
 
 
-def _run(world: World, jobs: Sequence[Job], answer: bytes, within: bytes) -> tuple[float, float]:
+def _run(
+    world: World, jobs: Sequence[Job], threads: int, answer: bytes, within: bytes
+) -> tuple[float, float]:
     place = world.installation
     processes = os.cpu_count() or 1
     helpers = [
-        Helper(_connect_all, place.device_port, str(place.broker_ca), jobs[at::processes], answer, within)
+        Helper(
+            _connect_all,
+            place.device_port,
+            str(place.broker_ca),
+            jobs[at::processes],
+            threads,
+            answer,
+            within,
+        )
         for at in range(processes)
     ]
     try:
@@ -83,7 +96,7 @@ def _run(world: World, jobs: Sequence[Job], answer: bytes, within: bytes) -> tup
 
 
 def _connect_all(
-    side: Side, port: int, cafile: str, jobs: Sequence[Job], answer: bytes, within: bytes
+    side: Side, port: int, cafile: str, jobs: Sequence[Job], at_once: int, answer: bytes, within: bytes
 ) -> list[str]:
     """Makes every context beforehand; then connects them all. Returns what went wrong."""
     os.nice(10)  # broker and gateway go first: it is they who are measured
@@ -97,7 +110,7 @@ def _connect_all(
             except (OSError, StalledError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
 
-    threads = [threading.Thread(target=work, args=(made[at::THREADS],)) for at in range(THREADS)]
+    threads = [threading.Thread(target=work, args=(made[at::at_once],)) for at in range(at_once)]
     side.say_ready()
     side.wait_go()
     for thread in threads:
