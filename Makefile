@@ -7,8 +7,9 @@ STAMP := $(VENV)/.ready
 WORKERS ?= 2
 SECONDS ?= 600
 DEVICES ?= 2000
+ROUNDS ?= 5
 
-.PHONY: help setup demo test test-faults soak herd fuzz fuzz-setup lint clean
+.PHONY: help setup demo test test-faults soak herd fuzz fuzz-setup bench lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -44,6 +45,11 @@ soak: setup ## four workers, one killed every 20 s, under load; SECONDS=600, and
 herd: setup ## devices that come back at once after a broker's restart, and are gone at once; DEVICES=2000
 	@bash deploy/setup-postgresql.sh
 	@PYTHONPATH=tests $(BIN)/python -m faults.herd --devices $(DEVICES)
+
+bench: setup ## how fast it is, as ratios to the machine's own figures (QUICK=1: below 3 minutes; docs/performance.md)
+	@bash deploy/setup-postgresql.sh
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks --rounds $(ROUNDS) $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 lint: setup ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

@@ -168,7 +168,9 @@ devices = Table(
     Column("highest_bundle_seq", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("product_id", "identifier"),
     UniqueConstraint("broker", "topic_name"),
-    Index("ix_devices_cohort_id", "cohort_id"),
+    Index("ix_devices_cohort_id_id", "cohort_id", "id"),
+    Index("ix_devices_product_id_id", "product_id", "id"),
+    Index("ix_devices_topic_name", "topic_name"),
 )
 
 credentials = Table(
@@ -226,6 +228,7 @@ connections = Table(
     at_column("opened_at"),
     at_column("heard_by"),
     Index("ix_connections_heard_by", "state", "heard_by"),
+    Index("ix_connections_broker_epoch", "broker", "state", "epoch"),
 )
 
 last_seen = Table(
