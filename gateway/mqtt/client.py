@@ -88,6 +88,7 @@ class Transport:
         """
         try:
             self._client = client = connection.new_client(self._settings)
+            client.reads_ahead = True
         except SetupError:
             self._waker.close()
             raise
@@ -233,7 +234,7 @@ class Transport:
             )
             self._closing.wait(random.SystemRandom().uniform(0, ceiling))
 
-    def _serve(self, client: paho.Client) -> None:
+    def _serve(self, client: connection.TolerantClient) -> None:
         """Works on one connection until it is lost or we are closing."""
         connack_until = time.monotonic() + _CONNACK_SECONDS
         while (sock := tls_socket(client)) is not None:
@@ -245,7 +246,7 @@ class Transport:
             # Acknowledgements of the broker come by the same stream: who waits for them may not wait for us.
             reading = self._stopped or not self._intake.full or len(self._tokens) > MAX_OUTSTANDING // 2
             # TLS holds decrypted bytes that poll does not see.
-            buffered = reading and sock.pending() > 0
+            buffered = reading and (client.has_read_ahead or sock.pending() > 0)
             events = self._waker.wait(sock, reading=reading, writing=client.want_write(), block=not buffered)
             readable = buffered or events & (select.POLLIN | select.POLLHUP | select.POLLERR)
             if readable and not self._read(client, sock):
@@ -260,12 +261,14 @@ class Transport:
                 self._note_error("the broker did not answer CONNECT")
                 return
 
-    def _read(self, client: paho.Client, sock: ssl.SSLSocket) -> bool:
+    def _read(self, client: connection.TolerantClient, sock: ssl.SSLSocket) -> bool:
         """Reads packets until there are none, the queue is full, or it is others' turn; False if lost."""
         for _ in range(_READS_AT_ONCE):
             if client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or client.socket() is None:
                 return False
-            if sock.pending() == 0 or (self._intake.full and not self._stopped):
+            if self._intake.full and not self._stopped:
+                break
+            if not client.has_read_ahead and sock.pending() == 0:
                 break
         return True
 

@@ -17,7 +17,7 @@ from benchmarks.results import Results
 from benchmarks.wire import drive, pace
 from benchmarks.world import World
 
-CONFIGURATIONS: Final = (("sqlite", 1), ("postgresql", 1), ("postgresql", 2), ("sqlite", 2))
+CONFIGURATIONS: Final = (("sqlite", 1), ("postgresql", 1), ("postgresql", 2))  # SQLite serves one process
 ALONE_PER_SECOND: Final = 25.0
 """Hellos so rare that each is a batch of its own."""
 LEAST_GENERATOR: Final = 3.0

@@ -214,7 +214,6 @@ class World:
             "FLEETGATE_DATABASE__URL": url,
             "FLEETGATE_WORKER": f"worker-{number}",
             "FLEETGATE_STATE_DIRECTORY": str(place.directory / f"state-{number}"),
-            "FLEETGATE_BROKER__CLIENT_ID": f"{place.client_id}-{number}",
             "FLEETGATE_BROKER__SESSION_EXPIRY_SECONDS": "0",  # nothing of one measurement reaches the next
             "FLEETGATE_HTTP__PORT": str(http_port),
             "FLEETGATE_DOWNLOADS__PORT": str(download_port),
