@@ -24,6 +24,7 @@ from gateway.mqtt.client import Transport, TransportSettings
 from gateway.mqtt.intake import Incoming
 from gateway.offering import Offering, ReadyOffer
 from gateway.pipeline import Pipeline, Worked
+from gateway.retention import Retention
 from gateway.scheduler import Scheduler
 from gateway.settings import Settings
 from gateway.watching import WatchTerms
@@ -150,6 +151,9 @@ class Gateway:
         self.scheduler: Final = Scheduler(database, worker=settings.worker, wake=self.offering.wake)
         blobs = Blobs(settings.blobs.url, settings.state_directory / "uploads")
         blobs.clean()
+        self.retention: Final = Retention(
+            database, blobs, settings.retention, is_holder=lambda: self.scheduler.holds
+        )
         self.http: Final = HttpServer(
             settings,
             database,
@@ -182,6 +186,7 @@ class Gateway:
         self.transport.start()
         self.offering.start()
         self.scheduler.start()
+        self.retention.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -189,6 +194,7 @@ class Gateway:
         self.transport.stop_reading()
         self._stopping.set()
         self._thread.join(timeout=60)
+        self.retention.stop()
         self.scheduler.stop()
         self.offering.stop()
         self.transport.close()
