@@ -27,6 +27,8 @@ _MOST_SERIES: Final = 50
 """Series of minutes that are looked at in one transaction."""
 Series = tuple[int, int, str, str]
 """Product, cohort, name, word: a counter without its bucket."""
+FIRST_SERIES: Final[Series] = (-1, -1, "", "")
+"""Before every other one."""
 
 
 def fold_events(tx: Transaction, before: datetime, now: datetime, most: int) -> int:
@@ -73,13 +75,13 @@ def fold_events(tx: Transaction, before: datetime, now: datetime, most: int) -> 
 
 
 def prune_minutes(
-    tx: Transaction, table: sa.Table, before: datetime, after: Series | None, most: int
+    tx: Transaction, table: sa.Table, before: datetime, after: Series, most: int
 ) -> tuple[int, Series | None]:
     """Deletes minutes from the next few series of `counters` or `checkpoints`.
 
     Args:
         before: those that began earlier; taken down to the hour, so that an hour is there whole or not at all.
-        after: the series behind which to go on; None: from the first.
+        after: the series behind which to go on, or FIRST_SERIES.
         most: about so many rows at once.
 
     Returns:
@@ -186,13 +188,16 @@ def _add(tx: Transaction) -> sa.Insert:
     )
 
 
-def _next_series(tx: Transaction, table: sa.Table, after: Series | None) -> Series | None:
+def _next_series(tx: Transaction, table: sa.Table, after: Series) -> Series | None:
     """The next series of a flow, along the primary key: one step, however many minutes it has."""
     key = _series_columns(table)
-    query = sa.select(*key).where(table.c.name.in_(FLOWS)).order_by(*key).limit(1)
-    if after is not None:
-        bound = [sa.literal(value, column.type) for value, column in zip(after, key, strict=True)]
-        query = query.where(sa.tuple_(*key) > sa.tuple_(*bound))
+    bound = [sa.literal(value, column.type) for value, column in zip(after, key, strict=True)]
+    query = (
+        sa.select(*key)
+        .where(sa.tuple_(*key) > sa.tuple_(*bound), table.c.name.in_(FLOWS))
+        .order_by(*key)
+        .limit(1)
+    )
     row = tx.connection.execute(query).first()
     return None if row is None else (row.product_id, row.cohort_id, row.name, row.word)
 

@@ -44,7 +44,10 @@ _ENDED: Final = (
     "('succeeded', 'failed', 'rolled_back', 'rejected', 'timed_out', 'cancelled', 'superseded', "
     "'already_installed')"
 )
-_KEPT: Final = "(bucket = 0 OR bucket >= COALESCE((SELECT value FROM revisions WHERE name = 'minutes_pruned_before'), 0))"
+_KEPT: Final = (
+    "(bucket = 0 OR bucket >= "
+    "COALESCE((SELECT value FROM revisions WHERE name = 'minutes_pruned_before'), 0))"
+)
 """Totals, and minutes that were not pruned: pruned ones are deleted piece by piece, and events may outlive them."""
 _FOLD: Final = f"""
     SELECT product_id, cohort_id, name, word, bucket, SUM(change) AS value FROM (
