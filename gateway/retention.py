@@ -28,7 +28,7 @@ CHUNK: Final = 1000
 """Rows that go in one transaction; events take 50 to 80 ms (measured), and on SQLite others wait for so long."""
 UPLOADS_CHUNK: Final = 20
 PAUSE_SECONDS: Final = 0.2
-"""After each transaction while there is more: some 4,000 rows a second at most, and most of the time for others."""
+"""After each transaction while there is more: some 3,500 rows a second at most, and most of the time for others."""
 REST_SECONDS: Final = 600.0
 REPORT_SECONDS: Final = 60.0
 FIRST_SECONDS: Final = 60.0

@@ -163,6 +163,14 @@ def begin(fleet: Fleet, product: str, digest: str) -> ProductId:
     return number
 
 
+def test_an_old_artifact_that_is_just_being_sent_again_is_left_alone(fleet: Fleet) -> None:
+    digest = upload(fleet, "sensor", b"again")
+    age(fleet, digest)
+    begin(fleet, "sensor", digest)
+    work(retention_of(fleet, refused_uploads_hours=24))
+    assert (blobs_of(fleet).size(digest), sizes(fleet, digest)) == (5, [5])
+
+
 def condemn(fleet: Fleet, digest: str) -> bool:
     """A removal up to the moment at which the blob is deleted."""
     before = now_utc() - timedelta(hours=24)
