@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 WORKERS ?= 2
 SECONDS ?= 600
+DEVICES ?= 2000
+ROUNDS ?= 5
 
-.PHONY: help setup demo test test-faults fuzz fuzz-setup lint clean
+.PHONY: help setup demo test test-faults soak herd fuzz fuzz-setup bench lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -35,6 +37,19 @@ fuzz: fuzz-setup ## coverage-guided fuzzing of what reads strangers' bytes: make
 
 fuzz-setup: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+
+soak: setup ## four workers, one killed every 20 s, under load; SECONDS=600, and ends by itself
+	@bash deploy/setup-postgresql.sh
+	@PYTHONPATH=tests $(BIN)/python -m faults.soak --seconds $(SECONDS) $(ARGS)
+
+herd: setup ## devices that come back at once after a broker's restart, and are gone at once; DEVICES=2000
+	@bash deploy/setup-postgresql.sh
+	@PYTHONPATH=tests $(BIN)/python -m faults.herd --devices $(DEVICES)
+
+bench: setup ## how fast it is, as ratios to the machine's own figures (QUICK=1: below 3 minutes; docs/performance.md)
+	@bash deploy/setup-postgresql.sh
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks --rounds $(ROUNDS) $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 lint: setup ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """What happens by time alone: silent devices are ended, a restarted broker's devices become unknown.
 
 Runs every few seconds in one thread of its own, in short transactions of at most `CHUNK` devices, so the
-hello path never waits long for it.
+hello path never waits long for it. What one worker does for all is done by the one that leads; two that both
+think so for a moment do no harm, since every step is decided anew under the devices' locks.
 """
 
 import queue
@@ -29,9 +30,10 @@ class Housekeeping:
 
     Args:
         database: where everything is kept.
-        broker: whose devices these are.
+        broker: whose uptime this worker hears.
         worker: whose counters change.
         clock: aware UTC.
+        leads: whether this is the worker that works for all.
         interval_seconds: between two rounds.
     """
 
@@ -42,14 +44,16 @@ class Housekeeping:
         broker: str,
         worker: str,
         clock: Callable[[], datetime],
+        leads: Callable[[], bool] = lambda: True,
         interval_seconds: float = 5.0,
     ) -> None:
+        self._leads = leads
         self._database = database
         self._broker = broker
         self._worker = worker
         self._clock = clock
         self._interval = interval_seconds
-        self._uptimes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._uptimes: queue.SimpleQueue[tuple[int, datetime]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -69,7 +73,7 @@ class Housekeeping:
 
     def note_uptime(self, seconds: int) -> None:
         """Takes the broker's uptime from the network thread."""
-        self._uptimes.put(seconds)
+        self._uptimes.put((seconds, self._clock()))
         self._wake.set()
 
     def _run(self) -> None:
@@ -86,31 +90,39 @@ class Housekeeping:
     def work(self) -> int:
         """One round. Returns how many connections it ended."""
         while not self._uptimes.empty():
-            uptime = self._uptimes.get()
+            uptime, heard_at = self._uptimes.get()
             with self._database.write([f"broker/{self._broker}"]) as tx:
-                restarted = brokers.note_uptime(tx, self._broker, uptime, to_ms(self._clock()))
+                restarted = brokers.note_uptime(tx, self._broker, uptime, to_ms(heard_at))
             if restarted:
                 log.warning("broker_restarted", action="devices_unknown_until_heard", broker=self._broker)
+        with self._database.read() as tx:
+            self.connected = reports.count_connected(tx)
+            names = sorted({self._broker, *brokers.list_names(tx)})
+        if not self._leads():
+            return 0
         with self._database.write(["audit"]) as tx:
             audit.seal(tx)
             answers.prune(tx, self._clock())
-        with self._database.read() as tx:
-            self.connected = reports.count_connected(tx)
-        return self._end_earlier_epochs() + self._end_silent()
+        return sum(self._end_earlier_epochs(name) + self._end_silent(name) for name in names)
 
-    def _end_silent(self) -> int:
+    def _end_silent(self, broker: str) -> int:
         now = self._clock()
         with self._database.read() as tx:
-            found = connections.list_silent(tx, self._broker, now, CHUNK)
+            found = connections.list_silent(tx, broker, now, CHUNK)
         return self._end(
-            found, "timeout", ConnectionState.OFFLINE, lambda connection, _: connection.heard_by < now
+            broker,
+            found,
+            "timeout",
+            ConnectionState.OFFLINE,
+            lambda connection, _: connection.heard_by < now,
         )
 
-    def _end_earlier_epochs(self) -> int:
+    def _end_earlier_epochs(self, broker: str) -> int:
         with self._database.read() as tx:
-            epoch = facts.load_epoch(tx, self._broker)
-            found = connections.list_of_earlier_epochs(tx, self._broker, epoch, CHUNK)
+            epoch = facts.load_epoch(tx, broker)
+            found = connections.list_of_earlier_epochs(tx, broker, epoch, CHUNK)
         return self._end(
+            broker,
             found,
             "broker_restart",
             ConnectionState.UNKNOWN,
@@ -119,6 +131,7 @@ class Housekeeping:
 
     def _end(
         self,
+        broker: str,
         found: list[OpenConnection],
         reason: str,
         state: ConnectionState,
@@ -126,11 +139,11 @@ class Housekeeping:
     ) -> int:
         if not found:
             return 0
-        locks = [device_lock(self._broker, connection.topic_name) for connection in found]
+        locks = [device_lock(broker, connection.topic_name) for connection in found]
         now = self._clock()
         with self._database.write(locks) as tx:
             numbers = [connection.device_id for connection in found]
-            working = facts.load_devices(tx, numbers, broker=self._broker, worker=self._worker)
+            working = facts.load_devices(tx, numbers, broker=broker, worker=self._worker)
             ended = 0
             for connection in found:
                 current = working.connections.get(connection.device_id)

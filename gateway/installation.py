@@ -43,7 +43,7 @@ from provisioning.topics import DEFAULT_PREFIX, PREFIX_PATTERN
 GATEWAY_NAME: Final = "gateway"  # the user of deploy/mosquitto/gateway.acl
 BROKER_NAME: Final = "main"
 _HOST: Final = re.compile(r"[A-Za-z0-9._:-]{1,253}")  # what `aud` may hold
-_SECRET_BYTES: Final = 16  # group and client id: 128 bits
+_SECRET_BYTES: Final = 16  # of the group: 128 bits
 _ROOT_SECRET_BYTES: Final = 32
 
 _PUBLIC_DIRECTORY: Final = 0o2750  # setgid: new files belong to the broker's group
@@ -63,7 +63,6 @@ class Installation:
     prefix: str
     audience: str
     group: str  # secret: the gateway's shared subscription
-    client_id: str  # secret: the first worker's
 
     @property
     def settings(self) -> Path:
@@ -216,7 +215,6 @@ def create_installation(
         prefix=prefix,
         audience=audience or device_host,
         group=f"fg-{secrets.token_hex(_SECRET_BYTES)}",
-        client_id=f"fg-{secrets.token_hex(_SECRET_BYTES)}",
     )
     broker_account = _account(broker_user)
     maker = _Maker(owner=_account(owner), broker=broker_account)
@@ -305,8 +303,6 @@ keyfile = {json.dumps(str(place.gateway_key))}
 capath = {json.dumps(str(place.capath))}
 # Secret: a device that knew this name could take the gateway's messages away from it.
 group = {json.dumps(place.group)}
-# Secret and stable: under it the broker keeps what the gateway has not acknowledged. Each worker has its own.
-client_id = {json.dumps(place.client_id)}
 
 [http]
 host = {json.dumps(http_host)}

@@ -12,14 +12,21 @@ from gateway.prover import Tally
 
 
 class _Snapshot(Collector):
-    def __init__(self, transport: TransportStats, tally: Tally, downloads: DownloadTally) -> None:
+    def __init__(
+        self, transport: TransportStats | None, tally: Tally | None, downloads: DownloadTally | None
+    ) -> None:
         self._transport = transport
         self._tally = tally
         self._downloads = downloads
 
     def collect(self) -> Iterator[Metric]:
         """The families, from one look at the parts."""
-        stats, tally = self._transport, self._tally
+        if self._transport is not None and self._tally is not None:
+            yield from self._collect_messages(self._transport, self._tally)
+        if self._downloads is not None:
+            yield from self._collect_downloads(self._downloads)
+
+    def _collect_messages(self, stats: TransportStats, tally: Tally) -> Iterator[Metric]:
         yield GaugeMetricFamily("fleetgate_broker_connected", "1 while connected", float(stats.connected))
         yield GaugeMetricFamily("fleetgate_queue_messages", "Messages waiting for a worker", stats.queued)
         yield CounterMetricFamily("fleetgate_queue_pauses", "Times that reading stopped", stats.pauses)
@@ -42,10 +49,8 @@ class _Snapshot(Collector):
         for reason, count in tally.unproven.copy().items():
             unproven.add_metric([reason], count)
         yield unproven
-        yield from self._collect_downloads()
 
-    def _collect_downloads(self) -> Iterator[Metric]:
-        tally = self._downloads
+    def _collect_downloads(self, tally: DownloadTally) -> Iterator[Metric]:
         yield GaugeMetricFamily("fleetgate_downloads_active", "Downloads under way", tally.active)
         yield CounterMetricFamily("fleetgate_download_bytes", "Bytes sent to devices", tally.sent_bytes)
         for name, text, label, counts in (
@@ -58,8 +63,8 @@ class _Snapshot(Collector):
             yield family
 
 
-def render(transport: TransportStats, tally: Tally, downloads: DownloadTally) -> bytes:
-    """Everything, as text."""
+def render(transport: TransportStats | None, tally: Tally | None, downloads: DownloadTally | None) -> bytes:
+    """Everything, as text; None for what this worker's roles leave out."""
     registry = CollectorRegistry()
     registry.register(_Snapshot(transport, tally, downloads))
     return generate_latest(registry)

@@ -55,6 +55,10 @@ class Offering:
         """To be called when devices may have become due."""
         return self._wake.set
 
+    def attach(self, transport: Transport) -> None:
+        """Hears from one more transport which offers the broker has."""
+        self._publisher.attach(transport)
+
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()

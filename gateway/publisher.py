@@ -59,6 +59,10 @@ class Publisher:
         self._clock = clock
         self._sent: queue.SimpleQueue[Outgoing] = queue.SimpleQueue()
         self._bundle = lru_cache(maxsize=256)(self._load_bundle)
+        self.attach(transport)
+
+    def attach(self, transport: Transport) -> None:
+        """Hears from a transport which offers the broker has: of this connection's own, and of one taken over."""
         transport.on_published(self._published)
 
     def render(self, found: Iterable[Attempt]) -> dict[DeviceId, Mapping[str, Any]]:

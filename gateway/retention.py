@@ -1,8 +1,8 @@
 """What is deleted by age, so that a gateway can run for years; `store.pruning` says how, the settings say when.
 
-Only the worker that holds the scheduler's lease does it, in a thread of its own: one short transaction after the
-other, with a pause after each, so that nobody waits long for it. Every one of them leaves a store in which all
-invariants hold, wherever the process ends.
+The worker that holds the scheduler's lease deletes rows, and every worker with a blob store the artifacts that no
+bundle uses, each in a thread of its own: one short transaction after the other, with a pause after each, so that
+nobody waits long for it. Every one of them leaves a store in which all invariants hold, wherever the process ends.
 """
 
 import threading
@@ -40,6 +40,7 @@ class Retention:
 
     Args:
         database: where everything is kept; its clock decides.
+        blobs: None: this worker has none, and deletes no artifacts.
         is_holder: whether this worker holds the scheduler's lease.
         chunk: rows in one transaction, about.
     """
@@ -47,7 +48,7 @@ class Retention:
     def __init__(
         self,
         database: Database,
-        blobs: Blobs,
+        blobs: Blobs | None,
         settings: RetentionSettings,
         *,
         is_holder: Callable[[], bool],
@@ -81,14 +82,8 @@ class Retention:
     def _run(self) -> None:
         wait = FIRST_SECONDS
         while not self._stopping.wait(wait):
-            wait = REST_SECONDS
-            if not self._is_holder():
-                self._left.clear()
-                wait = FIRST_SECONDS  # the holder may have gone
-                continue
             try:
-                if self.work():
-                    wait = PAUSE_SECONDS
+                wait = PAUSE_SECONDS if self.work() else REST_SECONDS
                 self._away = False
             except StoreUnavailableError as error:
                 if not self._away:
@@ -110,7 +105,8 @@ class Retention:
         try:
             with self._database.read() as tx:
                 now = from_ms(tx.now_ms())
-            more = job(self, now)
+            if job is Retention._remove_uploads or self._is_holder():
+                more = job(self, now)
         except StoreUnavailableError:
             self._left.appendleft(job)
             raise
@@ -129,13 +125,16 @@ class Retention:
 
     def _begin(self) -> None:
         kept = self._settings
-        jobs: list[tuple[int, _Job]] = [
-            (kept.events_days, Retention._prune_events),
-            (kept.minutes_days, Retention._prune_minutes),
-            (kept.sessions_days, Retention._prune_sessions),
-            (kept.inbox_days, Retention._prune_inbox),
-            (kept.refused_uploads_hours, Retention._remove_uploads),
-        ]
+        jobs: list[tuple[int, _Job]] = []
+        if self._is_holder():
+            jobs += [
+                (kept.events_days, Retention._prune_events),
+                (kept.minutes_days, Retention._prune_minutes),
+                (kept.sessions_days, Retention._prune_sessions),
+                (kept.inbox_days, Retention._prune_inbox),
+            ]
+        if self._blobs is not None:
+            jobs.append((kept.refused_uploads_hours, Retention._remove_uploads))
         self._left.extend(job for age, job in jobs if age)
         self._table, self._series, self._inbox_row = 0, FIRST_SERIES, 0
         self._report_at = time.monotonic() + REPORT_SECONDS
@@ -176,6 +175,7 @@ class Retention:
 
     def _remove_uploads(self, now: datetime) -> bool:
         """Deletes artifacts that no bundle uses: first the row says so, then the blob goes, then the row."""
+        assert self._blobs is not None
         before = now - timedelta(hours=self._settings.refused_uploads_hours)
         with self._database.read() as tx:
             found = artifacts.list_unused(tx, before, UPLOADS_CHUNK)

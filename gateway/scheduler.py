@@ -5,7 +5,7 @@ every trigger is a conditional `UPDATE` of a locked row: a crash around it neith
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -105,7 +105,7 @@ class Scheduler:
             resumable = due.has_resumable(tx, to_ms(now))
         for number in startable:
             self._start(number, now)
-        filled = sum(self._fill(number, now) for number in [*running, *startable])
+        filled = self._fill_all([*running, *startable], now)
         if resumable:
             with self._database.write() as tx:
                 due.mark_resumable(tx, to_ms(now))
@@ -136,6 +136,23 @@ class Scheduler:
             move(tx, rollout, RolloutState.RUNNING, now, worker=self._worker, actor="scheduler")
         reach("after_start")
         log.info("rollout_started", rollout=number, version=rollout.bundle.version)
+
+    def _fill_all(self, numbers: Sequence[RolloutId], now: datetime) -> int:
+        """Fills them in turns, as far as this tick's time goes: the offerer may be faster than a chunk a tick.
+
+        Returns:
+            How many devices it looked at.
+        """
+        looked_at, until = 0, time.monotonic() + TICK_SECONDS / 2
+        while numbers:
+            counts = {number: self._fill(number, now) for number in numbers}
+            looked_at += sum(counts.values())
+            numbers = [number for number, count in counts.items() if count >= FILL_CHUNK]
+            if time.monotonic() > until:
+                break
+            if numbers:
+                self._wake()  # the offerer need not wait for the rest
+        return looked_at
 
     def _fill(self, number: RolloutId, now: datetime) -> int:
         """Marks the next devices of the cohort, a few minutes of pace ahead. Returns how many it looked at."""

@@ -1,11 +1,17 @@
 """The root secret and the keys derived from it, one per use (HKDF, RFC 5869)."""
 
+import os
 from pathlib import Path
+from typing import Final
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from provisioning.errors import SetupError
+
+_NONCE_BYTES: Final = 12  # NIST SP 800-38D §5.2.1.1
 
 
 def load_root_secret(path: Path) -> bytes:
@@ -35,3 +41,27 @@ def derive(root: bytes, use: str) -> bytes:
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=f"fleetgate {use}".encode()).derive(
         root
     )
+
+
+def make_client_id(root: bytes, *, broker: str, worker: str) -> str:
+    """A worker's client id at a broker: secret, stable, its own; 128 bits."""
+    return f"fg-{derive(root, f'client id v1 {broker} {worker}')[:16].hex()}"
+
+
+def seal(root: bytes, text: str) -> bytes:
+    """A short secret as it may lie in the database: AES-256-GCM under a key of its own, behind its nonce."""
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + AESGCM(derive(root, "seal v1")).encrypt(nonce, text.encode(), None)
+
+
+def unseal(root: bytes, sealed: bytes) -> str:
+    """What was sealed.
+
+    Raises:
+        SetupError: it was sealed under another root secret, or is damaged.
+    """
+    nonce, rest = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
+    try:
+        return AESGCM(derive(root, "seal v1")).decrypt(nonce, rest, None).decode()
+    except (InvalidTag, ValueError) as error:
+        raise SetupError("a secret in the database was sealed under another root secret") from error

@@ -1,4 +1,4 @@
-"""The service: wires transport, pipeline, housekeeping and API together, and runs until it is told to stop.
+"""The service: wires the parts of a worker together, by its roles, and runs until it is told to stop.
 
 On SIGTERM it stops reading, works what it has, commits, publishes, acknowledges, and ends with 0.
 """
@@ -9,30 +9,31 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from gateway import logs, secrets
-from gateway.faults import reach
+from gateway.connected import Connected
 from gateway.housekeeping import Housekeeping
-from gateway.http.server import HttpServer, make_links
+from gateway.http.server import HttpServer
+from gateway.mqtt.capath import CaPath
 from gateway.mqtt.client import Transport, TransportSettings
-from gateway.mqtt.intake import Incoming
-from gateway.offering import Offering, ReadyOffer
-from gateway.pipeline import Pipeline, Worked
+from gateway.operations.authorities import sync_capath
+from gateway.operations.desk import Desk
+from gateway.pipeline import Pipeline
+from gateway.registration import Registration
 from gateway.retention import Retention
 from gateway.scheduler import Scheduler
 from gateway.settings import Settings
+from gateway.trusting import Trusting
 from gateway.watching import WatchTerms
 from provisioning.errors import SetupError
 from provisioning.greeting import Terms
-from provisioning.messages import Reply
 from provisioning.sessions import heartbeat_seconds
-from provisioning.topics import Down, topic_of
+from provisioning.workers import WorkerRole, WorkerState
 from store import identity, migrate
 from store.blobs import Blobs
 from store.database import Database, StoreUnavailableError
@@ -40,12 +41,13 @@ from store.ids import new_id
 from store.times import now_utc
 
 log: Final = structlog.get_logger()
-ROOM_SECONDS: Final = 0.02
-RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, *, retire_on_exit: bool = False) -> int:
     """Runs a gateway until SIGTERM or SIGINT.
+
+    Args:
+        retire_on_exit: whether it leaves for good when it is told to stop.
 
     Returns:
         The exit code: 0 after a clean end.
@@ -62,7 +64,9 @@ def run(settings: Settings) -> int:
         database = Database(settings.database.url, pool_size=settings.database.pool_size)
         stack.callback(database.close)
         try:
-            own = stack.enter_context(identity.held(database, settings.broker.client_id))
+            own = own_identity(settings, database)
+            stack.callback(own.close)
+            own.keep()
             migrate.upgrade(database)
         except StoreUnavailableError as error:
             reason = str(error).partition(";")[0]
@@ -73,7 +77,13 @@ def run(settings: Settings) -> int:
         gateway = Gateway(settings, database, own)
         gateway.start()
         _notify("READY=1")
-        log.info("gateway_ready", worker=settings.worker, broker=settings.broker.name, database=str(database))
+        log.info(
+            "gateway_ready",
+            worker=settings.worker,
+            roles=",".join(settings.roles),
+            broker=settings.broker.name,
+            database=str(database),
+        )
         while not stopping.wait(1.0):
             if not gateway.alive:
                 log.error("worker_died", action="exit")
@@ -81,7 +91,7 @@ def run(settings: Settings) -> int:
             if not _still_ours(own):
                 return 1
         _notify("STOPPING=1")
-        gateway.stop()
+        gateway.stop(for_good=retire_on_exit)
         log.info("gateway_stopped", worker=settings.worker)
     return 0
 
@@ -99,161 +109,194 @@ def _still_ours(own: identity.HeldIdentity) -> bool:
 
 
 class Gateway:
-    """One worker's parts, started and stopped together."""
+    """One worker's parts, by its roles; started and stopped together."""
 
     def __init__(
         self, settings: Settings, database: Database, own: identity.HeldIdentity | None = None
     ) -> None:
         self._settings = settings
-        self._own = own or identity.HeldIdentity(database, settings.broker.client_id)
-        self._database = database
-        challenge_key = secrets.derive(secrets.load_root_secret(settings.root_secret_file), "challenge v1")
-        broker = settings.broker
-        way = TransportSettings(
-            host=broker.host,
-            port=broker.port,
-            cafile=broker.cafile,
-            certfile=broker.certfile,
-            keyfile=broker.keyfile,
-            client_id=broker.client_id,
-            group=broker.group,
-            prefix=settings.prefix,
-            session_expiry_seconds=broker.session_expiry_seconds,
-            protocol=broker.protocol,
-            queue_limit=settings.limits.queue_messages,
-            keepalive_seconds=broker.keepalive_seconds,
-            rate_per_minute=settings.limits.hello_rate_per_minute,
-            rate_burst=settings.limits.hello_burst,
+        self._own = own or own_identity(settings, database)
+        roles, broker = settings.roles, settings.broker
+        # A worker beside a broker, for its capath alone, needs no secret.
+        secret = {WorkerRole.INGEST, WorkerRole.API} & set(roles)
+        self._root = secrets.load_root_secret(settings.root_secret_file) if secret else b""
+        self._challenge_key = secrets.derive(self._root, "challenge v1") if secret else b""
+        way = make_way(settings, self._root)
+        self.scheduler: Final = (
+            Scheduler(database, worker=settings.worker, wake=self._wake)
+            if WorkerRole.SCHEDULER in roles
+            else None
         )
-        self.transport: Final = Transport(way)
-        self._challenge_key = challenge_key
-        self.housekeeping: Final = Housekeeping(
-            database, broker=broker.name, worker=settings.worker, clock=now_utc
+        self.housekeeping: Final = (
+            Housekeeping(
+                database, broker=broker.name, worker=settings.worker, clock=now_utc, leads=self._leads
+            )
+            if {WorkerRole.SCHEDULER, WorkerRole.INGEST} & set(roles)
+            else None
         )
-        self.pipeline: Final = Pipeline(
-            database,
-            terms=self._terms,
-            broker=broker.name,
-            worker=settings.worker,
-            prefix=settings.prefix,
-            new_id=new_id,
-            most_held=settings.limits.held_messages,
+        self.connected: Final = (
+            Connected(
+                settings,
+                database,
+                way=way,
+                root=self._root,
+                terms=self._terms,
+                keep=self._own.keep,
+                on_uptime=self._note_uptime,
+            )
+            if WorkerRole.INGEST in roles
+            else None
         )
-        self.transport.on_uptime(self.housekeeping.note_uptime)
-        self.offering: Final = Offering(
-            database,
-            self.transport,
-            broker=broker.name,
-            worker=settings.worker,
-            prefix=settings.prefix,
-            links=make_links(settings),
-        )
-        self.scheduler: Final = Scheduler(database, worker=settings.worker, wake=self.offering.wake)
-        blobs = Blobs(settings.blobs.url, settings.state_directory / "uploads")
-        blobs.clean()
-        self.retention: Final = Retention(
-            database, blobs, settings.retention, is_holder=lambda: self.scheduler.holds
+        desk, blobs = self._make_desk(database)
+        self.retention: Final = (
+            Retention(database, blobs, settings.retention, is_holder=self._leads)
+            if {WorkerRole.SCHEDULER, WorkerRole.API} & set(roles)
+            else None
         )
         self.http: Final = HttpServer(
             settings,
             database,
-            blobs,
-            self.transport,
-            self.pipeline,
-            self.offering.wake,
-            WatchTerms(transport=way, terms=self._terms),
+            desk=desk if WorkerRole.API in roles else None,
+            blobs=blobs,
+            watched=WatchTerms(transport=way, terms=self._terms) if WorkerRole.API in roles else None,
+            transport=None if self.connected is None else self.connected.transport,
+            pipeline=None if self.connected is None else self.connected.pipeline,
         )
-        self._stopping = threading.Event()
-        self._room = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="ingest", daemon=True)
+        self.trusting: Final = (
+            Trusting(database, lambda: sync_capath(desk)) if WorkerRole.AUTHORITIES in roles else None
+        )
+        self.registration: Final = Registration(
+            database,
+            name=settings.worker,
+            broker=broker.name,
+            roles=roles,
+            client_id=way.client_id if WorkerRole.INGEST in roles else None,
+            root=self._root,
+            queued=lambda: 0 if self.connected is None else self.connected.transport.stats().queued,
+        )
 
     @property
     def alive(self) -> bool:
-        """Whether messages are being worked."""
-        return self._thread.is_alive()
+        """Whether messages are being worked, if that is its role."""
+        return self.connected is None or self.connected.alive
+
+    @property
+    def transport(self) -> Transport:
+        """The connection of a worker that has one."""
+        assert self.connected is not None
+        return self.connected.transport
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline of a worker that has one."""
+        assert self.connected is not None
+        return self.connected.pipeline
+
+    def start(self) -> None:
+        """Starts every part.
+
+        Raises:
+            SetupError: an address is taken, or the capath cannot be written.
+        """
+        self.registration.start()
+        for part in (
+            self.trusting,
+            self.http,
+            self.housekeeping,
+            self.connected,
+            self.scheduler,
+            self.retention,
+        ):
+            if part is not None:
+                part.start()
+
+    def stop(self, *, for_good: bool = False) -> None:
+        """Stops reading, works what is queued, and ends every part.
+
+        Args:
+            for_good: whether its session at the broker is left for another worker to empty and end.
+        """
+        if self.connected is not None:
+            self.connected.stop_working()
+        if self.retention is not None:
+            self.retention.stop()
+        if self.scheduler is not None:
+            self.scheduler.stop()
+        if self.connected is not None:
+            self.connected.close()
+        for part in (self.housekeeping, self.trusting, self.http):
+            if part is not None:
+                part.stop()
+        self._own.close()  # before the row says so: who takes the session over needs it free
+        self.registration.stop(WorkerState.RETIRING if for_good and self.connected else WorkerState.STOPPED)
+
+    def _make_desk(self, database: Database) -> tuple[Desk, Blobs | None]:
+        settings, blobs = self._settings, None
+        if WorkerRole.API in settings.roles:
+            blobs = Blobs(settings.blobs.url, settings.state_directory / "uploads")
+            blobs.clean()
+        desk = Desk(
+            database=database,
+            clock=now_utc,
+            new_id=new_id,
+            capath=CaPath(settings.broker.capath) if WorkerRole.AUTHORITIES in settings.roles else None,
+            broker=settings.broker.name,
+            worker=settings.worker,
+            audience=settings.audience,
+            blobs=blobs,
+            wake=self._wake,
+        )
+        return desk, blobs
+
+    def _wake(self) -> None:
+        """Devices may have become due: looked at now; other workers look once a second."""
+        if self.connected is not None:
+            self.connected.offering.wake()
+
+    def _leads(self) -> bool:
+        return self.scheduler is not None and self.scheduler.holds
+
+    def _note_uptime(self, seconds: int) -> None:
+        assert self.housekeeping is not None
+        self.housekeeping.note_uptime(seconds)
 
     def _terms(self) -> Terms:
+        connected = 0 if self.housekeeping is None else self.housekeeping.connected
         return Terms(
             audience=self._settings.audience,
             challenge_key=self._challenge_key,
-            heartbeat_seconds=heartbeat_seconds(self.housekeeping.connected),
+            heartbeat_seconds=heartbeat_seconds(connected),
         )
 
-    def start(self) -> None:
-        """Starts every part."""
-        self.http.start()
-        self.housekeeping.start()
-        self.transport.start()
-        self.offering.start()
-        self.scheduler.start()
-        self.retention.start()
-        self._thread.start()
 
-    def stop(self) -> None:
-        """Stops reading, works what is queued, and ends every part."""
-        self.transport.stop_reading()
-        self._stopping.set()
-        self._thread.join(timeout=60)
-        self.retention.stop()
-        self.scheduler.stop()
-        self.offering.stop()
-        self.transport.close()
-        self.housekeeping.stop()
-        self.http.stop()
-        self._own.close()
+def make_way(settings: Settings, root: bytes) -> TransportSettings:
+    """How this worker reaches the broker, and who it is there: as its settings say, else by its name."""
+    broker = settings.broker
+    return TransportSettings(
+        host=broker.host,
+        port=broker.port,
+        cafile=broker.cafile,
+        certfile=broker.certfile,
+        keyfile=broker.keyfile,
+        client_id=broker.client_id
+        or secrets.make_client_id(root, broker=broker.name, worker=settings.worker),
+        group=broker.group,
+        prefix=settings.prefix,
+        session_expiry_seconds=broker.session_expiry_seconds,
+        protocol=broker.protocol,
+        queue_limit=settings.limits.queue_messages,
+        keepalive_seconds=broker.keepalive_seconds,
+        rate_per_minute=settings.limits.hello_rate_per_minute,
+        rate_burst=settings.limits.hello_burst,
+    )
 
-    def _work(self) -> None:
-        while True:
-            batch = self.transport.drain(
-                self._settings.limits.batch_messages, self._settings.limits.drain_seconds
-            )
-            if not batch:
-                if self._stopping.is_set():
-                    return
-                continue
-            worked = self._work_batch(batch)
-            if worked is None:
-                return  # stopped while the database was away: nothing was acknowledged, all comes again
-            offers = self.offering.complete(worked)
-            answered = [
-                incoming
-                for incoming, reply in zip(batch, worked.replies, strict=True)
-                if reply is None or self._publish(incoming, reply, offers)
-            ]
-            reach("after_publish")
-            for incoming in answered:
-                self.transport.acknowledge(incoming)
-            reach("after_acknowledge")
 
-    def _work_batch(self, batch: Sequence[Incoming]) -> Worked | None:
-        attempt = 0
-        while True:
-            try:
-                self._own.keep()  # without its lock, another may be working under this name
-                return self.pipeline.work(batch)
-            except SetupError as error:
-                log.error("identity_lost", action="exit", cause=str(error))
-                return None
-            except StoreUnavailableError as error:
-                log.warning("database_away", action="batch_waits", cause=str(error))
-            if self._stopping.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]):
-                return None
-            attempt += 1
-
-    def _publish(self, incoming: Incoming, reply: Reply, offers: Mapping[str, ReadyOffer]) -> bool:
-        """Publishes a reply. False: its connection is gone; the message comes again and is answered again."""
-        topic = topic_of(reply.topic_name, Down.REPLY, self._settings.prefix)
-        correlation = incoming.correlation if incoming.response_topic == topic else None
-        ready = offers.get(reply.device_id) if reply.device_id is not None else None
-        if ready is not None:
-            reply = replace(reply, offer=ready.document)
-        payload, token = reply.encode(now_utc()), None if ready is None else ready.outgoing
-        while not self.transport.publish(topic, payload, correlation=correlation, token=token):
-            stats = self.transport.stats()
-            if not stats.connected or stats.generation != incoming.generation:
-                return False
-            self._room.wait(ROOM_SECONDS)  # the broker is behind; it will take more in a moment
-        return True
+def own_identity(settings: Settings, database: Database) -> identity.HeldIdentity:
+    """What no other process may have meanwhile: the worker's name, and its client id where it has one."""
+    client_id = None
+    if WorkerRole.INGEST in settings.roles:
+        client_id = make_way(settings, secrets.load_root_secret(settings.root_secret_file)).client_id
+    return identity.HeldIdentity(database, client_id, settings.worker)
 
 
 @contextlib.contextmanager

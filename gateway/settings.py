@@ -10,13 +10,14 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from provisioning.errors import SetupError
+from provisioning.errors import InvalidError, SetupError
 from provisioning.topics import DEFAULT_PREFIX, PREFIX_PATTERN
+from provisioning.workers import ALL_ROLES, WorkerRole, parse_roles
 
 ENVIRONMENT_PREFIX: Final = "FLEETGATE_"
 CONFIG_VARIABLE: Final = "FLEETGATE_CONFIG"
@@ -52,7 +53,8 @@ class BrokerSettings(_Section):
     client_id: str = Field(
         "",
         max_length=64,
-        description="secret, stable MQTT client id, one a worker: it names the queue that the broker keeps meanwhile",
+        description="secret, stable MQTT client id, one a worker: it names the queue that the broker keeps meanwhile; "
+        "empty: made from the root secret and the worker's name",
     )
     group: str = Field(
         "",
@@ -81,7 +83,7 @@ class BrokerSettings(_Section):
 
 
 class HttpSettings(_Section):
-    """The HTTP API, metrics and health; and how the command line reaches them."""
+    """The HTTP API, metrics and health; and how the command line reaches them. Without the role `api`: no API."""
 
     host: str = Field(
         "127.0.0.1", min_length=1, description="address to listen on; loopback unless a proxy does TLS"
@@ -272,7 +274,14 @@ class Settings(BaseSettings):
         description="the gateway's own signing key (P-256, PEM), which devices may pin",
     )
     worker: str = Field(
-        "worker-1", pattern="^[A-Za-z0-9._-]{1,64}$", description="this worker's name; its counters bear it"
+        "worker-1",
+        pattern="^[A-Za-z0-9._-]{1,64}$",
+        description="this worker's name, which no other has; its counters bear it",
+    )
+    roles: Annotated[tuple[WorkerRole, ...], NoDecode] = Field(
+        ALL_ROLES,
+        description="what this worker does: a list, or words with commas, of `ingest`, `api`, `scheduler`, "
+        "`authorities`",
     )
     database: DatabaseSettings = Field(
         default_factory=DatabaseSettings, description="where everything is remembered"
@@ -297,6 +306,17 @@ class Settings(BaseSettings):
         if PREFIX_PATTERN.fullmatch(prefix) is None:
             raise ValueError("one to four topic levels of A–Z, a–z, 0–9 and . _ -, joined by /")
         return prefix
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _roles(cls, given: object) -> object:
+        words = [given] if isinstance(given, str) else given
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            return given
+        try:
+            return parse_roles(words)
+        except InvalidError as error:
+            raise ValueError(str(error)) from error
 
     @classmethod
     def settings_customise_sources(

@@ -210,5 +210,6 @@ def _payload_of(data: bytes) -> Any:
     except MessageError:
         return None
     if isinstance(payload, dict) and isinstance(payload.get("chain"), list):
-        payload["chain"] = f"{len(payload['chain'])} certificates"
+        count = len(payload["chain"])
+        payload["chain"] = "1 certificate" if count == 1 else f"{count} certificates"
     return payload

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -23,18 +23,21 @@ from provisioning.offers import Tries
 from provisioning.pacing import MINUTE, Flight
 from store.database import Transaction, parts
 from store.firmware_schema import artifacts, attempts, bundle_artifacts
+from store.prepared import run_many
 from store.schema import devices
 from store.times import from_ms, to_ms
 
 Row = dict[str, Any]
+_OPEN: Final = sa.select(attempts).where(
+    attempts.c.device_id.in_(sa.bindparam("values", expanding=True)), attempts.c.finished_at.is_(None)
+)
 
 
 def load_open(tx: Transaction, device_ids: Iterable[DeviceId]) -> dict[DeviceId, Attempt]:
     """The open attempts of devices."""
     found: dict[DeviceId, Attempt] = {}
     for part in parts(sorted(device_ids)):
-        query = sa.select(attempts).where(attempts.c.device_id.in_(part), attempts.c.finished_at.is_(None))
-        for row in tx.connection.execute(query):
+        for row in tx.connection.execute(_OPEN, {"values": part}):
             found[DeviceId(row.device_id)] = read_attempt(row)
     return found
 
@@ -221,21 +224,19 @@ def write(tx: Transaction, changed: Iterable[Attempt]) -> None:
         BrokenConstraintError: a device would have two open attempts.
     """
     rows = [_row(attempt) for attempt in sorted(changed, key=lambda one: (one.is_open, one.id))]
-    if not rows:
-        return
+    run_many(tx, "attempts.write", lambda: _write(tx), rows)
+
+
+def _write(tx: Transaction) -> sa.Insert:
     insert = tx.insert(attempts)
-    keys = [attempts.c.id]
     mutable = (
         "state", "revision", "offered_at", "stepped_at", "percent", "reason", "detail", "defer_until",
         "finished_at", "times_out_at",
     )  # fmt: skip
-    tx.connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=keys,
-            set_={name: insert.excluded[name] for name in mutable},
-            where=attempts.c.finished_at.is_(None),
-        ),
-        rows,
+    return insert.on_conflict_do_update(
+        index_elements=[attempts.c.id],
+        set_={name: insert.excluded[name] for name in mutable},
+        where=attempts.c.finished_at.is_(None),
     )
 
 

@@ -23,7 +23,7 @@ def append(
     actor: str,
     action: str,
     object_type: str,
-    object_id: int,
+    object_id: int | str,
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
 ) -> None:

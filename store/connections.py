@@ -37,7 +37,6 @@ def _list(
         sa.select(connections.c.device_id, devices.c.topic_name)
         .join(devices, devices.c.id == connections.c.device_id)
         .where(connections.c.state == ConnectionState.ONLINE.value, connections.c.broker == broker, condition)
-        .order_by(connections.c.heard_by)
         .limit(limit)
     )
     return [

@@ -59,15 +59,33 @@ def list_all(
         limit: 1–1000.
     """
     query = _query(organization_id)
-    if product is not None:
-        query = query.where(products.c.name == product)
-    if cohort is not None:
-        query = query.where(cohorts.c.name == cohort)
     if state is not None:
         query = query.where(devices.c.state == state)
     if after is not None:
         query = query.where(devices.c.id > after)
-    return [_read(row) for row in tx.connection.execute(query.order_by(devices.c.id).limit(limit))]
+    query = query.order_by(devices.c.id).limit(limit)
+    # Product by product, or cohort by cohort, the index gives their order; over all of them the fleet would be sorted.
+    found = [
+        _read(row)
+        for part in _list_parts(tx, organization_id, product, cohort)
+        for row in tx.connection.execute(query.where(part))
+    ]
+    return sorted(found, key=lambda view: view.device.id)[:limit]
+
+
+def _list_parts(
+    tx: Transaction, organization_id: OrganizationId, product: str | None, cohort: str | None
+) -> list[sa.ColumnElement[bool]]:
+    """Conditions of which each device of a list fulfils one."""
+    mine = products.c.organization_id == organization_id
+    if product is not None:
+        mine = sa.and_(mine, products.c.name == product)
+    if cohort is None:
+        numbers = tx.connection.execute(sa.select(products.c.id).where(mine)).scalars()
+        return [devices.c.product_id == number for number in numbers]
+    named = sa.select(cohorts.c.id).join(products, products.c.id == cohorts.c.product_id)
+    numbers = tx.connection.execute(named.where(mine, cohorts.c.name == cohort)).scalars()
+    return [devices.c.cohort_id == number for number in numbers]
 
 
 def find(tx: Transaction, organization_id: OrganizationId, name: str) -> DeviceView:

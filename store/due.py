@@ -16,6 +16,7 @@ from provisioning.ids import DeviceId, RolloutId, TopicName
 from provisioning.rollouts import Rollout
 from store.database import Transaction
 from store.firmware_schema import attempts, due, rollouts
+from store.prepared import run_many
 from store.schema import connections, devices
 
 
@@ -50,14 +51,13 @@ def put(tx: Transaction, broker: str, marks: Mapping[DeviceId, int], at_ms: int)
 
 
 def _put(tx: Transaction, rows: list[dict[str, Any]]) -> None:
-    if rows:
+    def make() -> sa.Insert:
         insert = tx.insert(due)
-        tx.connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=[due.c.device_id], set_={"source_id": insert.excluded.source_id}
-            ),
-            rows,
+        return insert.on_conflict_do_update(
+            index_elements=[due.c.device_id], set_={"source_id": insert.excluded.source_id}
         )
+
+    run_many(tx, "due.put", make, rows)
 
 
 def list_sources(tx: Transaction, broker: str) -> list[int]:

@@ -34,12 +34,36 @@ from store.registry import load_registry
 from store.schema import brokers, connections, credentials, devices, products
 from store.times import from_ms
 
+# Statements are made once: to make one, and to find it among those that are compiled, takes longer than to run it.
+_VALUES: Final[sa.BindParameter[Any]] = sa.bindparam("values", expanding=True)
+_CREDENTIALS: Final = sa.select(credentials).where(credentials.c.key_id.in_(_VALUES))
+_OTHER_CREDENTIALS: Final = sa.select(credentials).where(
+    credentials.c.device_id.in_(_VALUES), credentials.c.key_id.not_in(sa.bindparam("known", expanding=True))
+)
+_EPOCH: Final = sa.select(brokers.c.epoch).where(brokers.c.name == sa.bindparam("broker"))
+_ENROLLED: Final = sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(_VALUES))
+_CONNECTION: Final = tuple(
+    column.label(f"connection_{column.name}") if column.name in devices.c else column
+    for column in connections.c
+)
+"""The columns of a connection beside those of its device."""
+_DEVICES: Final = sa.select(devices, *_CONNECTION).select_from(
+    devices.outerjoin(connections, connections.c.device_id == devices.c.id)
+)
+_DEVICES_BY_ID: Final = _DEVICES.where(devices.c.id.in_(_VALUES))
+_DEVICES_BY_TOPIC: Final = _DEVICES.where(
+    devices.c.broker == sa.bindparam("broker"), devices.c.topic_name.in_(_VALUES)
+)
+_DEVICES_BY_IDENTIFIER: Final = _DEVICES.where(
+    devices.c.product_id == sa.bindparam("product"), devices.c.identifier.in_(_VALUES)
+)
+
 
 def load_credentials(tx: Transaction, keys: Iterable[KeyId]) -> dict[KeyId, Credential]:
     """The credentials of those keys that are known."""
     found: dict[KeyId, Credential] = {}
     for part in parts(sorted(keys)):
-        for row in tx.connection.execute(sa.select(credentials).where(credentials.c.key_id.in_(part))):
+        for row in tx.connection.execute(_CREDENTIALS, {"values": part}):
             credential = read_credential(row)
             found[credential.key_id] = credential
     return found
@@ -47,7 +71,7 @@ def load_credentials(tx: Transaction, keys: Iterable[KeyId]) -> dict[KeyId, Cred
 
 def load_epoch(tx: Transaction, broker: str) -> int:
     """How often the broker is known to have restarted."""
-    value = tx.connection.execute(sa.select(brokers.c.epoch).where(brokers.c.name == broker)).scalar()
+    value = tx.connection.execute(_EPOCH, {"broker": broker}).scalar()
     return 0 if value is None else int(value)
 
 
@@ -77,44 +101,42 @@ def load_working_set(
     for credential in load_credentials(tx, keys).values():
         facts.index_credential(credential)
     known = {credential.device_id for credential in facts.credentials.values()}
-    _load_devices(tx, facts, devices.c.id, known | set(device_ids))
+    _load_devices(tx, facts, _DEVICES_BY_ID, known | set(device_ids))
     # The rest is for keys that nobody knows yet: devices that they may claim, or whose place they may want.
     others = set(topic_names) - {device.topic_name for device in facts.devices.values()}
-    _load_devices(tx, facts, devices.c.topic_name, others, devices.c.broker == broker)
+    _load_devices(tx, facts, _DEVICES_BY_TOPIC, others, broker=broker)
     by_product: dict[ProductId, set[str]] = {}
     for product_id, identifier in identifiers:
         by_product.setdefault(product_id, set()).add(identifier)
     for product_id, claimed in sorted(by_product.items()):
-        _load_devices(tx, facts, devices.c.identifier, claimed, devices.c.product_id == product_id)
-    for part in parts(sorted(facts.devices)):
-        other_keys = sa.select(credentials).where(
-            credentials.c.device_id.in_(part), credentials.c.key_id.not_in(sorted(facts.credentials))
-        )
-        for row in tx.connection.execute(other_keys):
-            facts.index_credential(read_credential(row))
+        _load_devices(tx, facts, _DEVICES_BY_IDENTIFIER, claimed, product=product_id)
+    _load_other_credentials(tx, facts)
     facts.attempts = attempts.load_open(tx, facts.devices)
     if by_product:
-        query = sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(sorted(by_product)))
-        facts.enrolled = {ProductId(row.id): row.enrolled for row in tx.connection.execute(query)}
+        rows = tx.connection.execute(_ENROLLED, {"values": sorted(by_product)})
+        facts.enrolled = {ProductId(row.id): row.enrolled for row in rows}
     return facts
 
 
 def _load_devices(
-    tx: Transaction,
-    facts: WorkingSet,
-    column: sa.Column[Any],
-    values: Collection[Any],
-    *where: sa.ColumnElement[bool],
+    tx: Transaction, facts: WorkingSet, statement: sa.Select[Any], values: Collection[Any], **more: object
 ) -> None:
-    """Devices by one column, each with its connection."""
-    joined = devices.outerjoin(connections, connections.c.device_id == devices.c.id)
+    """Devices, each with its connection."""
     for part in parts(sorted(values)):
-        query = sa.select(devices, *_CONNECTION).select_from(joined).where(column.in_(part), *where)
-        for row in tx.connection.execute(query):
+        for row in tx.connection.execute(statement, {"values": part, **more}):
             device = read_device(row)
             facts.index(device)
             if row.conn is not None:
                 facts.connections[device.id] = read_connection(row)
+
+
+def _load_other_credentials(tx: Transaction, facts: WorkingSet) -> None:
+    """A device's other keys: where a key takes the place of one, or an unknown key may claim the device."""
+    settled = {one.device_id for one in facts.credentials.values() if one.replaces_id is None}
+    known = sorted(facts.credentials)
+    for part in parts(sorted(facts.devices.keys() - settled)):
+        for row in tx.connection.execute(_OTHER_CREDENTIALS, {"values": part, "known": known}):
+            facts.index_credential(read_credential(row))
 
 
 def load_devices(
@@ -191,13 +213,6 @@ def read_credential(row: sa.Row[Any]) -> Credential:
         hellos=row.hellos,
         replaces_id=None if row.replaces_id is None else CredentialId(row.replaces_id),
     )
-
-
-_CONNECTION: Final = tuple(
-    column.label(f"connection_{column.name}") if column.name in devices.c else column
-    for column in connections.c
-)
-"""The columns of a connection beside those of its device."""
 
 
 def read_connection(row: sa.Row[Any]) -> Connection:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from provisioning.ids import DeviceId
 from store.database import Transaction
+from store.prepared import run_many
 from store.schema import outbox
 
 OFFER: Final = "offer"
@@ -38,17 +39,16 @@ def put(tx: Transaction, broker: str, offers: Iterable[Outgoing], at_ms: int) ->
         }
         for offer in sorted(offers, key=lambda offer: offer.device_id)
     ]
-    if not rows:
-        return
-    insert = tx.insert(outbox)
-    tx.connection.execute(
-        insert.on_conflict_do_update(
+
+    def make() -> sa.Insert:
+        insert = tx.insert(outbox)
+        return insert.on_conflict_do_update(
             index_elements=[outbox.c.device_id, outbox.c.kind],
             set_={"revision": insert.excluded.revision, "created_at": insert.excluded.created_at},
             where=outbox.c.revision < insert.excluded.revision,
-        ),
-        rows,
-    )
+        )
+
+    run_many(tx, "outbox.put", make, rows)
 
 
 def has_left(tx: Transaction, broker: str, before_ms: int) -> bool:

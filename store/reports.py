@@ -157,9 +157,14 @@ def _add(figures: dict[str, Any], name: str, word: str, value: int) -> None:
 
 
 def count_connected(tx: Transaction) -> int:
-    """Connected devices of all products, from counters."""
+    """Connected devices of all products, from counters.
+
+    Read every few seconds: along `ix_counters_product_id_bucket`, and never past the minutes that were counted.
+    """
     query = sa.select(sa.func.coalesce(sa.func.sum(counters.c.value), 0)).where(
-        counters.c.name == "connected"
+        counters.c.product_id.in_(tx.connection.execute(sa.select(products.c.id)).scalars()),
+        counters.c.bucket == ALL_TIME,
+        counters.c.name == "connected",
     )
     return int(tx.connection.execute(query).scalar_one())
 

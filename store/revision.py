@@ -8,11 +8,12 @@ from store.database import Transaction
 from store.schema import revisions
 
 _NAME: Final = "registry"
+_LOAD: Final = sa.select(revisions.c.value).where(revisions.c.name == _NAME)
 
 
 def load_revision(tx: Transaction) -> int:
     """How often products, cohorts or CAs have changed."""
-    value = tx.connection.execute(sa.select(revisions.c.value).where(revisions.c.name == _NAME)).scalar()
+    value = tx.connection.execute(_LOAD).scalar()
     return 0 if value is None else int(value)
 
 

@@ -168,7 +168,9 @@ devices = Table(
     Column("highest_bundle_seq", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("product_id", "identifier"),
     UniqueConstraint("broker", "topic_name"),
-    Index("ix_devices_cohort_id", "cohort_id"),
+    Index("ix_devices_cohort_id_id", "cohort_id", "id"),
+    Index("ix_devices_product_id_id", "product_id", "id"),
+    Index("ix_devices_topic_name", "topic_name"),
 )
 
 credentials = Table(
@@ -226,6 +228,7 @@ connections = Table(
     at_column("opened_at"),
     at_column("heard_by"),
     Index("ix_connections_heard_by", "state", "heard_by"),
+    Index("ix_connections_broker_epoch", "broker", "state", "epoch"),
 )
 
 last_seen = Table(
@@ -376,6 +379,23 @@ leases = Table(
     Column("name", String(32), primary_key=True),
     Column("holder", String(64), nullable=False),
     at_column("expires_at"),
+)
+
+# Of a worker's client id at the broker: its digest, to tell who has the same, and itself, sealed under the root
+# secret, for the worker that will empty its session when it is gone.
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("broker", String(64), nullable=False),
+    Column("roles", String(128), nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("client_sha256", String(64), nullable=True),
+    Column("client_sealed", LargeBinary, nullable=True),
+    Column("queued", BigInteger, nullable=False),
+    at_column("started_at"),
+    at_column("heard_at"),
 )
 
 revisions = Table(

@@ -52,7 +52,7 @@ class InstalledBroker:
             "cafile": place.broker_ca,
             "certfile": place.gateway_certificate,
             "keyfile": place.gateway_key,
-            "client_id": place.client_id,
+            "client_id": "fg-the-gateway-of-a-test",
             "group": place.group,
             "prefix": place.prefix,
             "reconnect_min_seconds": 0.05,

@@ -30,9 +30,12 @@ class PostgresServer:
     """A server of our own on its own socket, which can be stopped and started again.
 
     As root it runs as the user `postgres`, since initdb refuses root. Debian's own cluster is never touched.
+
+    Args:
+        durable: whether a commit waits for the disk; tests do without, benchmarks do not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
         initdb = find_initdb()
         if initdb is None:
             message = "PostgreSQL is not installed: sudo apt-get install postgresql"
@@ -55,7 +58,8 @@ class PostgresServer:
             port = probe.getsockname()[1]
         control = str(initdb.with_name("pg_ctl"))
         self._control = [*as_user, control, "-D", str(data), "-w", "-l", str(home / "log")]
-        self._options = f"-k {home} -p {port} -c listen_addresses= -c fsync=off -c max_connections=200"
+        fsync = "on" if durable else "off"
+        self._options = f"-k {home} -p {port} -c listen_addresses= -c fsync={fsync} -c max_connections=200"
         self.url = f"postgresql://{user}@/postgres?host={home}&port={port}"
         atexit.register(self.end)
         self.start()
@@ -77,6 +81,10 @@ class PostgresServer:
     def promote(self) -> None:
         """Makes a standby the primary."""
         self._run(*self._control, "promote")
+
+    def log(self) -> str:
+        """Everything that it has said."""
+        return (self._home / "log").read_text(errors="replace")
 
     def end(self) -> None:
         """Stops it for good and takes everything away. Repeating changes nothing."""

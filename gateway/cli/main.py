@@ -25,6 +25,7 @@ from gateway.cli import (
     override,
     product,
     rollout,
+    worker,
 )
 from gateway.cli.doctor import doctor
 from gateway.cli.init import init
@@ -58,6 +59,7 @@ for _name, _module in (
     ("certificate", certificate),
     ("message", message),
     ("api-key", api_key),
+    ("worker", worker),
     ("agent", agent),
     ("demo", demo),
 ):

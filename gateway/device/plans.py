@@ -74,7 +74,12 @@ class Plan:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a device saw. `updates`: how each offer ended, by its id, as the device knows it."""
+    """What a device saw.
+
+    Attributes:
+        updates: how each offer ended, by its id, as the device knows it.
+        conns: its connections that were welcomed, by their `conn`.
+    """
 
     name: str
     result: str = ""
@@ -87,6 +92,7 @@ class Outcome:
     unreadable: int = 0
     updates: dict[str, str] = field(default_factory=dict)
     version: str = ""
+    conns: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:

@@ -233,6 +233,8 @@ class SimulatedDevice:
             self._later(following.wait_seconds, self._say_hello)
             return
         self._tries, self._losses, self._known = 0, 0, True
+        if reply.result is Result.WELCOME and self._voice.conn not in outcome.conns[-1:]:
+            outcome.conns.append(self._voice.conn)
         self._heartbeat_seconds = following.heartbeat_seconds or self._heartbeat_seconds
         self._later(self._heartbeat_seconds * (0.5 + secrets.randbelow(500) / 1000), self._beat)
         self._settle_update()

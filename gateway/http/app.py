@@ -3,11 +3,20 @@
 from collections.abc import Callable
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 
 from gateway.http import problems
+from gateway.http.health import add_health
 from gateway.http.idempotency import Replayed
-from gateway.http.routes import api_keys, authorities, bundles, devices, figures, products, rollouts
+from gateway.http.routes import (
+    api_keys,
+    authorities,
+    bundles,
+    devices,
+    figures,
+    products,
+    rollouts,
+    workers,
+)
 from gateway.http.text import refuse_nul
 from gateway.operations.desk import Desk
 from gateway.watching import Watches
@@ -39,21 +48,9 @@ def create_app(
     app.state.desk = desk
     app.state.watches = watches
     app.state.most_artifact_bytes = most_artifact_bytes
-    for noun in (products, authorities, devices, figures, api_keys, bundles, rollouts):
+    for noun in (products, authorities, devices, figures, api_keys, bundles, rollouts, workers):
         app.include_router(noun.router, responses=problems.DESCRIBED, dependencies=[Depends(refuse_nul)])
     app.openapi = lambda: problems.describe(app)  # type: ignore[method-assign]
 
-    @app.get("/healthz", include_in_schema=False)
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/readyz", include_in_schema=False)
-    def readyz() -> JSONResponse:
-        parts = is_ready()
-        return JSONResponse(parts, status_code=200 if all(parts.values()) else 503)
-
-    @app.get("/metrics", include_in_schema=False)
-    def metrics() -> Response:
-        return Response(render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
+    add_health(app, is_ready=is_ready, render_metrics=render_metrics)
     return app

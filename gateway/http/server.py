@@ -6,11 +6,10 @@ from datetime import datetime, timedelta
 from gateway import secrets
 from gateway.http.app import create_app
 from gateway.http.downloads import DownloadTally, DownloadTerms, create_downloads_app
+from gateway.http.health import create_health_app
 from gateway.http.listener import Listener
 from gateway.metrics import render
-from gateway.mqtt.capath import CaPath
 from gateway.mqtt.client import Transport
-from gateway.operations.authorities import sync_capath
 from gateway.operations.desk import Desk
 from gateway.pipeline import Pipeline
 from gateway.settings import Settings
@@ -21,79 +20,67 @@ from provisioning.ids import DeviceId
 from store import attempts, migrate
 from store.blobs import Blobs
 from store.database import Database
-from store.ids import new_id
 from store.times import now_utc
 
 
 class HttpServer:
-    """The two listeners of one worker."""
+    """The listeners of one worker: both with the role `api`, else one with health and metrics alone.
+
+    Args:
+        desk: where commands happen; None without the role.
+        blobs: the artifacts; None without the role.
+        watched: how devices are watched; None without the role.
+        transport: the connection; None without the role `ingest`, and the same for the pipeline.
+    """
 
     def __init__(
         self,
         settings: Settings,
         database: Database,
-        blobs: Blobs,
-        transport: Transport,
-        pipeline: Pipeline,
-        wake: Callable[[], None],
-        watched: WatchTerms,
+        *,
+        desk: Desk | None,
+        blobs: Blobs | None,
+        watched: WatchTerms | None,
+        transport: Transport | None,
+        pipeline: Pipeline | None,
     ) -> None:
-        self._desk = Desk(
-            database=database,
-            clock=now_utc,
-            new_id=new_id,
-            capath=CaPath(settings.broker.capath),
-            broker=settings.broker.name,
-            worker=settings.worker,
-            audience=settings.audience,
-            blobs=blobs,
-            wake=wake,
-        )
-        self.downloads = DownloadTally()
-        self._listeners = (
+        def is_ready() -> dict[str, bool]:
+            broker = {} if transport is None else {"broker": transport.stats().connected}
+            return broker | {"database": _is_there(database)}
+
+        def render_metrics() -> bytes:
+            return render(
+                None if transport is None else transport.stats(),
+                None if pipeline is None else pipeline.tally,
+                self.downloads,
+            )
+
+        self.downloads = None if blobs is None else DownloadTally()
+        self._listeners = [
             Listener(
-                create_app(
-                    self._desk,
-                    watches=Watches(database, watched),
-                    is_ready=lambda: {"broker": transport.stats().connected, "database": _is_there(database)},
-                    render_metrics=lambda: render(transport.stats(), pipeline.tally, self.downloads),
+                create_health_app(is_ready=is_ready, render_metrics=render_metrics)
+                if desk is None
+                else create_app(
+                    desk,
+                    watches=None if watched is None else Watches(database, watched),
+                    is_ready=is_ready,
+                    render_metrics=render_metrics,
                     most_artifact_bytes=settings.blobs.most_bytes,
                 ),
                 name="http",
                 host=settings.http.host,
                 port=settings.http.port,
-            ),
-            Listener(
-                create_downloads_app(
-                    DownloadTerms(
-                        blobs=blobs,
-                        keys=[download_key(settings)],
-                        is_open=lambda device_id, sha256: _is_open(database, device_id, sha256),
-                        clock=now_utc,
-                        most_concurrent=settings.downloads.most_concurrent,
-                    ),
-                    self.downloads,
-                ),
-                name="downloads",
-                host=settings.downloads.host,
-                port=settings.downloads.port,
-                certfile=settings.downloads.certfile,
-                keyfile=settings.downloads.keyfile,
-            ),
-        )
+            )
+        ]
+        if blobs is not None and self.downloads is not None:
+            self._listeners.append(_make_downloads(settings, database, blobs, self.downloads))
 
     def start(self) -> None:
-        """Starts listening, and brings the broker's capath in step.
+        """Starts listening.
 
         Raises:
-            SetupError: an address is taken, or the capath cannot be written.
+            SetupError: an address is taken.
         """
-        try:
-            sync_capath(self._desk)
-        except OSError as error:
-            raise SetupError(
-                f"broker.capath cannot be written: {error}; `fleetgate doctor` checks it"
-            ) from error
         for listener in self._listeners:
             listener.start()
 
@@ -101,6 +88,24 @@ class HttpServer:
         """Ends the listeners."""
         for listener in self._listeners:
             listener.stop()
+
+
+def _make_downloads(settings: Settings, database: Database, blobs: Blobs, tally: DownloadTally) -> Listener:
+    terms = DownloadTerms(
+        blobs=blobs,
+        keys=[download_key(settings)],
+        is_open=lambda device_id, sha256: _is_open(database, device_id, sha256),
+        clock=now_utc,
+        most_concurrent=settings.downloads.most_concurrent,
+    )
+    return Listener(
+        create_downloads_app(terms, tally),
+        name="downloads",
+        host=settings.downloads.host,
+        port=settings.downloads.port,
+        certfile=settings.downloads.certfile,
+        keyfile=settings.downloads.keyfile,
+    )
 
 
 def download_key(settings: Settings) -> bytes:

@@ -7,8 +7,11 @@ CA that was taken away until it restarts; refusing its devices is the gateway's 
 Every file is written under a temporary name and renamed: the broker never sees half a certificate.
 """
 
+import contextlib
+import fcntl
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -58,7 +61,8 @@ def subject_hash(pem: bytes) -> str:
 class CaPath:
     """The CAs in `directory`, which exists already (`fleetgate init` makes it with the broker's group).
 
-    One process at a time may change it; the broker reads it at any time.
+    Whoever changes it waits for the folder's lock, so any number of threads and processes may; the broker reads it
+    at any time.
     """
 
     directory: Path
@@ -78,7 +82,8 @@ class CaPath:
         """
         entry = _read(certificate_pem)
         try:
-            self._add(name, entry)
+            with self._locked():
+                self._add(name, entry)
         except OSError as error:
             raise SetupError(f"cannot write capath {self.directory}: {error}") from error
         return entry.fingerprint
@@ -92,23 +97,29 @@ class CaPath:
             SetupError: the directory cannot be written.
         """
         try:
-            return self._remove(fingerprint)
+            with self._locked():
+                return self._remove(fingerprint)
         except OSError as error:
             raise SetupError(f"cannot write capath {self.directory}: {error}") from error
 
-    def sync(self, certificate_pems: Iterable[bytes]) -> None:
+    def sync(self, certificate_pems: Iterable[bytes] | Callable[[], Iterable[bytes]]) -> None:
         """Makes the directory hold exactly these CAs, adding before taking away.
+
+        Args:
+            certificate_pems: them, or what reads them once nobody else changes the directory any more.
 
         Raises:
             InvalidError: one of them is not a certificate; nothing has changed then.
             SetupError: the directory cannot be written.
         """
-        wanted = {entry.fingerprint: entry for entry in map(_read, certificate_pems)}
         try:
-            for entry in wanted.values():
-                self._add("ca", entry)
-            for fingerprint in self.fingerprints() - wanted.keys():
-                self._remove(fingerprint)
+            with self._locked():
+                pems = certificate_pems() if callable(certificate_pems) else certificate_pems
+                wanted = {entry.fingerprint: entry for entry in map(_read, pems)}
+                for entry in wanted.values():
+                    self._add("ca", entry)
+                for fingerprint in self.fingerprints() - wanted.keys():
+                    self._remove(fingerprint)
         except OSError as error:
             raise SetupError(f"cannot write capath {self.directory}: {error}") from error
 
@@ -122,6 +133,15 @@ class CaPath:
             return {_read(link.read_bytes()).fingerprint for link in self._links()}
         except OSError as error:
             raise SetupError(f"cannot read capath {self.directory}: {error}") from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _links(self) -> list[Path]:
         return sorted(path for path in self.directory.iterdir() if _LINK.fullmatch(path.name))

@@ -159,9 +159,14 @@ def connect(client: paho.Client, settings: TransportSettings) -> None:
     client.connect(settings.host, settings.port, keepalive=settings.keepalive_seconds, **arguments)
 
 
+def subscriptions(settings: TransportSettings) -> list[str]:
+    """What a worker's session is subscribed to."""
+    return [*(f"$share/{settings.group}/{settings.prefix}/+/{verb}" for verb in Up), UPTIME_TOPIC]
+
+
 def subscribe(client: paho.Client, settings: TransportSettings) -> None:
     """Subscribes to what devices say, sharing, and to the broker's uptime, not sharing."""
-    shared = [f"$share/{settings.group}/{settings.prefix}/+/{verb}" for verb in Up]
+    shared = subscriptions(settings)[:-1]
     if settings.is_v5:
         client.subscribe(
             [(name, SubscribeOptions(qos=1)) for name in shared] + [(UPTIME_TOPIC, SubscribeOptions(qos=0))]

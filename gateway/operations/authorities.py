@@ -148,9 +148,13 @@ def sync_capath(desk: Desk) -> None:
     """Makes the broker's capath hold exactly the active and retiring CAs. Repeatable."""
     if desk.capath is None:
         return
-    with desk.database.read() as tx:
-        trusted = authorities.list_trusted(tx)
-    desk.capath.sync([x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in trusted])
+
+    def read() -> list[bytes]:
+        with desk.database.read() as tx:
+            trusted = authorities.list_trusted(tx)
+        return [x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in trusted]
+
+    desk.capath.sync(read)  # read once no other worker changes it: who reads last, writes last
 
 
 def _check_unrelated(certificate: x509.Certificate, others: list[tuple[str, bytes]]) -> None:

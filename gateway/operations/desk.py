@@ -49,7 +49,7 @@ class Desk:
         tx: Transaction,
         principal: Principal,
         action: str,
-        object_id: int,
+        object_id: int | str,
         *,
         before: dict[str, Any] | None = None,
         after: dict[str, Any] | None = None,

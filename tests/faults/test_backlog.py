@@ -138,7 +138,7 @@ def test_a_database_restarted_under_load_loses_nobody(tmp_path: Path) -> None:
                 check=False,
             )
             assert second.returncode == 1
-            assert "another gateway already works under this broker.client_id" in second.stderr
+            assert "another gateway already works as worker 'worker-1' on this database" in second.stderr
         checked = verify(running.database)
         assert checked.ok, checked
         running.restart()

@@ -10,19 +10,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import sqlalchemy as sa
 from broker_fixtures import wait_until
 from databases import new_url
 from faults.test_kill import is_service_ready, supervised
 from firmware import KEY, KEYS, attempts_of, make_product, push
 from running import Running, running_gateway
+from workers import Workers
 
 from gateway.device.fleet import Broker, Fleet, FleetReport
 from gateway.device.messages import Profile
 from gateway.device.plans import Plan
-from gateway.mqtt.broker import free_ports
 from gateway.operations import rollouts
 from provisioning import rollouts as core
 from provisioning.bundles import Artifact, BundleStatement, sign_statement
@@ -153,77 +151,6 @@ def starts(running: Running, view: Any) -> int:
         return reports.count_rollout_events(tx, view.rollout.id, "running")
 
 
-class Workers:
-    """Real services on one broker and one database, each with an identity and ports of its own."""
-
-    def __init__(self, running: Running, url: str, count: int, directory: Path) -> None:
-        self._running = running
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._environments: list[dict[str, str]] = []
-        self.logs: list[Path] = []
-        settings = running.settings
-        self.ports = [settings.http.port, *free_ports(2 * count)]
-        for number in range(count):
-            own = {
-                "FLEETGATE_DATABASE__URL": url,
-                "FLEETGATE_WORKER": f"worker-{number}",
-                # The first is the gateway that was stopped: an absent member would keep its share of the messages.
-                "FLEETGATE_BROKER__CLIENT_ID": settings.broker.client_id + (f"-{number}" if number else ""),
-                "FLEETGATE_BROKER__SESSION_EXPIRY_SECONDS": "60",
-                "FLEETGATE_STATE_DIRECTORY": str(directory / f"state-{number}"),
-                "FLEETGATE_HTTP__PORT": str(self.ports[number]),
-            }
-            if number:  # addresses in offers lead to the first; the blobs are the same
-                own["FLEETGATE_DOWNLOADS__PORT"] = str(self.ports[count + number])
-            self._environments.append(os.environ | own)
-            self.logs.append(directory / f"worker-{number}.log")
-            self._processes.append(self._serve(number))
-
-    def __enter__(self) -> "Workers":
-        for port in self.ports[: len(self._processes)]:
-            wait_until(lambda port=port: is_ready(port), "a worker is ready", 30)  # type: ignore[misc]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.wait(timeout=60)
-
-    def kill_and_start(self, number: int) -> None:
-        """As systemd does after a crash."""
-        self._processes[number].kill()
-        assert self._processes[number].wait(timeout=30) == -9
-        self._processes[number] = self._serve(number)
-
-    def leader(self) -> int:
-        """The worker that holds the scheduler's lease."""
-        with self._running.database.read() as tx:
-            holder = tx.connection.execute(sa.text("SELECT holder FROM leases WHERE name = 'scheduler'"))
-            return int(str(holder.scalar_one()).removeprefix("worker-"))
-
-    def offered(self) -> list[int]:
-        """How often each worker made offers, by its log."""
-        return [log.read_text().count("offers_made") for log in self.logs]
-
-    def _serve(self, number: int) -> "subprocess.Popen[bytes]":
-        config = str(self._running.installed.installation.settings)
-        with self.logs[number].open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", "--config", config],
-                env=self._environments[number],
-                stdout=log,
-                stderr=log,
-            )
-
-
-def is_ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 def test_two_workers_offer_under_one_limit_and_the_leader_dies(tmp_path: Path) -> None:
     url = new_url("postgresql", tmp_path)
     with running_gateway(tmp_path / "fleetgate", url) as running:
@@ -241,7 +168,8 @@ def test_two_workers_offer_under_one_limit_and_the_leader_dies(tmp_path: Path) -
                 seen["in_flight"] = max(seen["in_flight"], sum(found.values()) - done)
                 if done >= 10 and "killed" not in seen:
                     seen["killed"] = workers.leader()
-                    workers.kill_and_start(seen["killed"])
+                    workers.kill(seen["killed"])
+                    workers.start(seen["killed"])
                 return all_updated(fleet)
 
             report = fleet.run(150, until=half_way)

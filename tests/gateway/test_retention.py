@@ -413,6 +413,36 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(retention, name, 0.01)
 
 
+def test_a_worker_without_the_lease_deletes_artifacts_and_no_rows_and_one_without_blobs_the_reverse(
+    fleet: Fleet,
+) -> None:
+    fill_past(fleet)
+    before = count_rows(fleet)
+    digest = upload(fleet, "sensor", b"unused")
+    age(fleet, digest)
+    work(Retention(fleet.database, blobs_of(fleet), RetentionSettings(), is_holder=lambda: False))
+    assert sizes(fleet, digest) == []
+    assert count_rows(fleet) == before
+    upload(fleet, "sensor", b"unused")
+    age(fleet, digest)
+    work(Retention(fleet.database, None, RetentionSettings(), is_holder=lambda: True))
+    assert sizes(fleet, digest) == [6]
+    assert count_rows(fleet) == {"events": 2, "minutes": 2, "sessions": 1, "inbox": 3}
+
+
+def test_a_lease_that_is_lost_within_a_round_ends_the_round(fleet: Fleet) -> None:
+    fill_past(fleet)
+    holds = [True]
+    kept = Retention(fleet.database, None, RetentionSettings(), is_holder=lambda: holds[0], chunk=3)
+    assert kept.work()
+    holds[0] = False
+    with structlog.testing.capture_logs() as logged:
+        while kept.work():
+            pass
+    assert logged == [{"event": "pruned", "log_level": "info", "events": 3}]
+    assert count_rows(fleet) == {"events": 8, "minutes": 11, "sessions": 10, "inbox": 11}
+
+
 @pytest.mark.usefixtures("_hurry")
 def test_only_the_holder_of_the_lease_prunes_and_it_ends_when_told_to(fleet: Fleet) -> None:
     fill_past(fleet)

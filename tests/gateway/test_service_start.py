@@ -9,6 +9,7 @@ import pytest
 from broker_fixtures import install
 from databases import new_postgresql
 
+from gateway import secrets
 from gateway.installation import Installation
 from store.database import Database
 from store.identity import held
@@ -60,7 +61,8 @@ def test_a_client_id_that_another_gateway_works_under_ends_it_with_1(tmp_path: P
     url = new_postgresql()
     database = Database(url)
     place = install(tmp_path / "first").installation
-    with held(database, place.client_id):
+    root = secrets.load_root_secret(place.root_secret)
+    with held(database, secrets.make_client_id(root, broker="main", worker="worker-1")):
         ran = serve(place, url)
     database.close()
     assert ran.returncode == 1

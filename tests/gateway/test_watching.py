@@ -76,7 +76,7 @@ def test_a_hello_and_its_answer_are_seen(running: Running, tmp_path: Path) -> No
         up, down = take(lines, 2)
         device.disconnect()
     assert (up["direction"], up["verb"], up["proven"], up["reason"]) == ("up", "hello", True, None)
-    assert up["payload"]["chain"] == "1 certificates"
+    assert up["payload"]["chain"] == "1 certificate"
     assert up["payload"]["hardware"]["model"]
     assert (down["direction"], down["verb"], down["payload"]["result"]) == ("down", "reply", "welcome")
 

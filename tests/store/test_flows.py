@@ -1,6 +1,6 @@
 """Figures over time: what they say, and that they cost only the range that is asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -107,7 +107,8 @@ def test_hours_are_the_sums_of_their_minutes(fleet: Database) -> None:
     assert hours.words["connects"]["hello"] == sums
 
 
-def test_a_range_is_read_along_the_index_among_100000_counters(fleet: Database) -> None:
+def fill_minutes(fleet: Database) -> None:
+    """100,000 counters of two products, by the minute, and ten connected devices."""
     minute = to_ms(NOW) // MINUTE_MS * MINUTE_MS
     rows = [
         {
@@ -122,6 +123,18 @@ def test_a_range_is_read_along_the_index_among_100000_counters(fleet: Database) 
         for back in range(25_000)
         for word in ("hello", "takeover", "resume", "return")
     ]
+    gauges = [
+        {**rows[0], "product_id": number, "name": "connected", "word": "", "bucket": 0, "value": 5}
+        for number in (1, 2)
+    ]
+    with fleet.write() as tx:
+        tx.connection.execute(sa.insert(table), [*rows, *gauges])
+    with fleet.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+
+
+def check_plan(fleet: Database, action: Callable[[], object], sqlite_search: str, most_rows: int) -> None:
+    """Does `action`, and checks that its sum over counters was read along the index of product and bucket."""
     statements: list[tuple[str, object]] = []
 
     def note(
@@ -129,29 +142,40 @@ def test_a_range_is_read_along_the_index_among_100000_counters(fleet: Database) 
     ) -> None:
         statements.append((statement, parameters))
 
-    with fleet.write() as tx:
-        tx.connection.execute(sa.insert(table), rows)
-    with fleet.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")
     sa.event.listen(fleet.engine, "before_cursor_execute", note)
-    found = load(fleet, Per.MINUTE, 60)
+    action()
     sa.event.remove(fleet.engine, "before_cursor_execute", note)
-    assert sum(found.words["connects"]["hello"]) == 60
     statement, parameters = next(one for one in statements if "sum(" in one[0])
     explain = "EXPLAIN QUERY PLAN " if fleet.is_sqlite else "EXPLAIN (ANALYZE, FORMAT JSON) "
     with fleet.read() as tx:
         plan = tx.connection.exec_driver_sql(explain + statement, parameters).all()  # type: ignore[arg-type]
     if fleet.is_sqlite:
         (search,) = (row.detail for row in plan if "counters" in row.detail)
-        assert search == (
-            "SEARCH counters USING INDEX ix_counters_product_id_bucket "
-            "(product_id=? AND bucket>? AND bucket<?)"
-        )
+        assert search == f"SEARCH counters USING INDEX ix_counters_product_id_bucket ({sqlite_search})"
         return
     nodes = list(walk(plan[0][0][0]["Plan"]))
     assert {node.get("Index Name") for node in nodes} & {"ix_counters_product_id_bucket"}, nodes
-    assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes) <= 2 * 60 * 4, nodes
+    assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes) <= most_rows, nodes
     assert not any(node["Node Type"] == "Seq Scan" for node in nodes), nodes
+
+
+def test_a_range_is_read_along_the_index_among_100000_counters(fleet: Database) -> None:
+    fill_minutes(fleet)
+    assert sum(load(fleet, Per.MINUTE, 60).words["connects"]["hello"]) == 60
+    check_plan(
+        fleet, lambda: load(fleet, Per.MINUTE, 60), "product_id=? AND bucket>? AND bucket<?", 2 * 60 * 4
+    )
+
+
+def test_the_connected_are_counted_along_the_index_among_100000_counters(fleet: Database) -> None:
+    def count() -> int:
+        with fleet.read() as tx:
+            return reports.count_connected(tx)
+
+    before = count()
+    fill_minutes(fleet)
+    assert count() == before + 10
+    check_plan(fleet, count, "product_id=? AND bucket=?", 20)
 
 
 def walk(node: dict[str, object]) -> Iterator[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""One process per identity on PostgreSQL: a lock of the session, given back with it, and taken again at once."""
+"""One process per identity: on PostgreSQL locks of the session, given back with it, and taken again at once."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,8 +137,47 @@ def test_a_process_that_is_killed_gives_it_back(process: Callable[[], Database],
     own.close()
 
 
-def test_sqlite_leaves_it_to_the_state_directory(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/test.db")
-    with held(database, NAME), held(database, NAME) as second:
-        second.keep()
+def test_one_connection_holds_the_workers_name_too_or_neither(process: Callable[[], Database]) -> None:
+    looking = process()
+    with held(process(), NAME, "worker-1"):
+        assert len(holders(looking)) == 2
+        with pytest.raises(SetupError, match="another gateway already works as worker 'worker-1'"):
+            HeldIdentity(process(), "gateway-2", "worker-1").keep()
+        with pytest.raises(SetupError) as refused:
+            HeldIdentity(process(), NAME, "worker-2").keep()
+        assert str(refused.value) == TAKEN
+        wait_until(lambda: len(holders(looking)) == 2, "who was refused holds nothing")
+        with held(process(), None, "worker-2"):
+            assert len(holders(looking)) == 3
+
+
+def test_sqlite_serves_one_process(tmp_path: Path) -> None:
+    database, other = (Database(f"sqlite:///{tmp_path}/test.db") for _ in range(2))
+    with held(database, NAME, "worker-1") as first:
+        first.keep()
+        with pytest.raises(
+            SetupError, match="SQLite serves one process, which has every role; stop it first"
+        ):
+            HeldIdentity(other, "gateway-2", "worker-2").keep()
+    with held(other, "gateway-2", "worker-2"):
+        pass
+    database.close()
+    other.close()
+
+
+def test_on_sqlite_too_a_process_that_is_killed_gives_it_back(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/test.db"
+    code = (
+        "import sys; from store.database import Database; from store.identity import HeldIdentity\n"
+        "own = HeldIdentity(Database(sys.argv[1]), 'a', 'worker-1'); own.keep()\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    database = Database(url)
+    own = HeldIdentity(database, "b", "worker-2")
+    with Child(code, url) as child:
+        with pytest.raises(SetupError):
+            own.keep()
+        child.kill()
+    own.keep()
+    own.close()
     database.close()

@@ -142,7 +142,7 @@ def test_a_stolen_client_id_takes_over_nothing(
     generation = gateway.stats().generation
     with (
         Party(installed_broker, issue("p-1")) as device,
-        Party(installed_broker, issue("thief"), client_id=installed_broker.installation.client_id) as thief,
+        Party(installed_broker, issue("thief"), client_id=installed_broker.settings().client_id) as thief,
         Party(installed_broker, issue("thief-2"), client_id="p-1"),
     ):
         thief.subscribe("fg/v1/+/hello")
