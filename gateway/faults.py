@@ -19,6 +19,9 @@ Point = Literal[
     "after_acknowledge",
     "before_start",
     "after_start",
+    "in_prune",
+    "before_blob_removed",
+    "after_blob_removed",
 ]
 
 _POINT, _, _COUNT = os.environ.get("FLEETGATE_KILL_AT", "").partition(":")

@@ -25,6 +25,7 @@ from gateway.operations.authorities import sync_capath
 from gateway.operations.desk import Desk
 from gateway.pipeline import Pipeline
 from gateway.registration import Registration
+from gateway.retention import Retention
 from gateway.scheduler import Scheduler
 from gateway.settings import Settings
 from gateway.trusting import Trusting
@@ -147,6 +148,11 @@ class Gateway:
             else None
         )
         desk, blobs = self._make_desk(database)
+        self.retention: Final = (
+            Retention(database, blobs, settings.retention, is_holder=self._leads)
+            if {WorkerRole.SCHEDULER, WorkerRole.API} & set(roles)
+            else None
+        )
         self.http: Final = HttpServer(
             settings,
             database,
@@ -193,7 +199,14 @@ class Gateway:
             SetupError: an address is taken, or the capath cannot be written.
         """
         self.registration.start()
-        for part in (self.trusting, self.http, self.housekeeping, self.connected, self.scheduler):
+        for part in (
+            self.trusting,
+            self.http,
+            self.housekeeping,
+            self.connected,
+            self.scheduler,
+            self.retention,
+        ):
             if part is not None:
                 part.start()
 
@@ -205,6 +218,8 @@ class Gateway:
         """
         if self.connected is not None:
             self.connected.stop_working()
+        if self.retention is not None:
+            self.retention.stop()
         if self.scheduler is not None:
             self.scheduler.stop()
         if self.connected is not None:

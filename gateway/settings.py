@@ -180,6 +180,54 @@ class LimitsSettings(_Section):
     )
 
 
+LEAST_MINUTES_DAYS: Final = 60
+"""As far back as the API's figures per hour go: 1440 hours."""
+
+
+class RetentionSettings(_Section):
+    """How long the past is kept. 0: for ever."""
+
+    events_days: int = Field(
+        90,
+        ge=0,
+        le=36_500,
+        description="days that events are kept, which are devices' timelines; figures keep what they counted; "
+        "0: for ever",
+    )
+    minutes_days: int = Field(
+        90,
+        ge=0,
+        le=36_500,
+        description="days that `fleetgate stats --per minute` and `--per hour` can look back; at least 60; "
+        "0: for ever",
+    )
+    sessions_days: int = Field(
+        90, ge=0, le=36_500, description="days that a connection is kept after its end; 0: for ever"
+    )
+    inbox_days: int = Field(
+        180,
+        ge=0,
+        le=36_500,
+        description="days after which a refusal that was not seen again leaves the inbox; 0: never",
+    )
+    refused_uploads_hours: int = Field(
+        24,
+        ge=0,
+        le=876_000,
+        description="hours after which an artifact is deleted that no bundle came to use; more than a push takes; "
+        "0: never",
+    )
+
+    @field_validator("minutes_days")
+    @classmethod
+    def _minutes_days(cls, days: int) -> int:
+        if 0 < days < LEAST_MINUTES_DAYS:
+            raise ValueError(
+                f"0 or at least {LEAST_MINUTES_DAYS}: figures per hour go back as far as 1440 hours"
+            )
+        return days
+
+
 class LogSettings(_Section):
     """What is written to standard error."""
 
@@ -247,6 +295,9 @@ class Settings(BaseSettings):
         default_factory=DownloadsSettings, description="where devices download from"
     )
     limits: LimitsSettings = Field(default_factory=LimitsSettings, description="bounds of memory and time")
+    retention: RetentionSettings = Field(
+        default_factory=RetentionSettings, description="how long the past is kept"
+    )
     log: LogSettings = Field(default_factory=LogSettings, description="what is written to standard error")
 
     @field_validator("prefix")

@@ -97,6 +97,18 @@ class Blobs:
         except BaseError as error:
             raise StoreError(f"blob store {self}: {error}") from error
 
+    def remove(self, sha256: str) -> None:
+        """Deletes a blob; one that is not there is no fault.
+
+        Raises:
+            StoreError: the store cannot be reached, or refuses.
+        """
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                obstore.delete(self._store, _path(sha256))
+        except (BaseError, OSError) as error:
+            raise StoreError(f"blob store {self}: {error}") from error
+
     def check(self) -> None:
         """Writes, reads and deletes a probe.
 
@@ -164,6 +176,15 @@ class Upload:
         self._hash.update(chunk)
         self.size += len(chunk)
 
+    def verify(self, sha256: str) -> None:
+        """Raises VerificationError (ARTIFACT_MISMATCH) unless the bytes are what they should be."""
+        found = self._hash.hexdigest()
+        if found != sha256:
+            raise VerificationError(
+                RejectReason.ARTIFACT_MISMATCH,
+                f"{self.size} bytes with SHA-256 {found} came, the address says {sha256}; send them again",
+            )
+
     def finish(self, sha256: str) -> None:
         """Puts it in place, if it is what it should be.
 
@@ -171,12 +192,7 @@ class Upload:
             VerificationError: ARTIFACT_MISMATCH, the bytes have another digest.
             StoreError: disk or object store refuse.
         """
-        found = self._hash.hexdigest()
-        if found != sha256:
-            raise VerificationError(
-                RejectReason.ARTIFACT_MISMATCH,
-                f"{self.size} bytes with SHA-256 {found} came, the address says {sha256}; send them again",
-            )
+        self.verify(sha256)
         try:
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -1,4 +1,4 @@
-"""Artifacts and bundles of products. Both are immutable: they are added, and never changed."""
+"""Bundles of products. They are immutable: added, and never changed or deleted."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,6 +10,7 @@ from provisioning.bundles import Bundle, PushFacts, TrustedKey, parse_statement,
 from provisioning.errors import NotFoundError
 from provisioning.ids import BundleId, KeyId, ProductId, SigningKeyId
 from provisioning.products import Product
+from store.artifacts import load_sizes
 from store.database import Transaction
 from store.firmware_schema import artifacts, bundle_artifacts, bundles, signing_keys
 from store.revision import bump_revision
@@ -18,7 +19,7 @@ from store.times import to_ms
 
 
 def load_push_facts(tx: Transaction, product: Product) -> PushFacts:
-    """What a product has, for the decision about a new bundle. Hold `push_lock` of the product."""
+    """What a product has, for the decision about a new bundle. Hold `artifacts.push_lock` of the product."""
     keys = tx.connection.execute(
         sa.select(signing_keys, products.c.organization_id)
         .join(products, products.c.id == signing_keys.c.product_id)
@@ -34,9 +35,6 @@ def load_push_facts(tx: Transaction, product: Product) -> PushFacts:
             bundles.c.product_id == product.id
         )
     ).all()
-    stored = tx.connection.execute(
-        sa.select(artifacts.c.sha256, artifacts.c.size).where(artifacts.c.product_id == product.id)
-    )
     return PushFacts(
         product=product.name,
         keys=own,
@@ -44,24 +42,7 @@ def load_push_facts(tx: Transaction, product: Product) -> PushFacts:
         last=max((row.bundle_seq for row in rows), default=0),
         versions={row.version: row.digest for row in rows},
         sequences={row.bundle_seq: row.digest for row in rows},
-        stored={row.sha256: row.size for row in stored},
-    )
-
-
-def push_lock(product_id: ProductId) -> str:
-    """The name under which bundles of a product are added, one at a time."""
-    return f"bundles/{product_id}"
-
-
-def add_artifact(
-    tx: Transaction, number: int, product_id: ProductId, sha256: str, size: int, at: datetime
-) -> None:
-    """Notes that a product has an artifact; repeating changes nothing."""
-    insert = tx.insert(artifacts).values(
-        id=number, product_id=product_id, sha256=sha256, size=size, created_at=to_ms(at)
-    )
-    tx.connection.execute(
-        insert.on_conflict_do_nothing(index_elements=[artifacts.c.product_id, artifacts.c.sha256])
+        stored=load_sizes(tx, product.id),
     )
 
 

@@ -4,7 +4,7 @@ Counter rows are keyed by worker too, so that workers never wait for one another
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import sqlalchemy as sa
 
@@ -13,6 +13,9 @@ from store.database import Transaction
 from store.prepared import run_many
 from store.schema import counters, events
 from store.times import to_ms
+
+CounterKey = tuple[int, int, str, str, int]
+"""Product, cohort, name, word, bucket."""
 
 
 def record(tx: Transaction, worker: str, happened: Sequence[Event]) -> None:
@@ -46,6 +49,24 @@ def record(tx: Transaction, worker: str, happened: Sequence[Event]) -> None:
             for event in happened
         ],
     )
+    rows = [
+        {
+            "product_id": product,
+            "cohort_id": cohort,
+            "name": name,
+            "word": word,
+            "bucket": bucket,
+            "worker": worker,
+            "value": change,
+        }
+        for (product, cohort, name, word, bucket), change in sorted(sum_changes(happened).items())
+        if change
+    ]
+    run_many(tx, "counters.add", lambda: _add(tx), rows)
+
+
+def sum_changes(happened: Iterable[Event]) -> dict[CounterKey, int]:
+    """What events change together: for each counter the sum, which may be zero."""
     # Most events of a batch are alike but for their device: what they change is found once, and multiplied.
     alike: dict[tuple[object, ...], list[Event]] = {}
     for event in happened:
@@ -60,25 +81,12 @@ def record(tx: Transaction, worker: str, happened: Sequence[Event]) -> None:
             event.attempt,
         )
         alike.setdefault(same, []).append(event)
-    sums: defaultdict[tuple[int, int, str, str, int], int] = defaultdict(int)
+    sums: defaultdict[CounterKey, int] = defaultdict(int)
     for group in alike.values():
         for delta in list_deltas(group[0]):
             key = (delta.product_id, delta.cohort_id, delta.name, delta.word, delta.bucket)
             sums[key] += delta.change * len(group)
-    rows = [
-        {
-            "product_id": product,
-            "cohort_id": cohort,
-            "name": name,
-            "word": word,
-            "bucket": bucket,
-            "worker": worker,
-            "value": change,
-        }
-        for (product, cohort, name, word, bucket), change in sorted(sums.items())
-        if change
-    ]
-    run_many(tx, "counters.add", lambda: _add(tx), rows)
+    return sums
 
 
 def _add(tx: Transaction) -> sa.Insert:

@@ -222,7 +222,7 @@ def list_cohort_names(tx: Transaction) -> dict[CohortId, tuple[str, str]]:
 
 
 def count_rollout_events(tx: Transaction, rollout: RolloutId, word: str) -> int:
-    """How often a rollout has come to a state, from its events."""
+    """How often a rollout has come to a state, from those of its events that were not pruned."""
     query = sa.select(sa.func.count()).where(
         events.c.kind == EventKind.ROLLOUT.value, events.c.source_id == rollout, events.c.word == word
     )

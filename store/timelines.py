@@ -1,20 +1,28 @@
-"""What happened to one device, from its events and sessions, the newest first."""
+"""What happened to one device, from its events, the newest first."""
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 
 from provisioning.ids import DeviceId
+from store import horizons
 from store.database import Transaction
 from store.firmware_schema import attempts
-from store.schema import events
+from store.horizons import Horizon
+from store.schema import devices, events
 from store.times import from_ms
+
+PRUNED: Final = "older_pruned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happening:
-    """One event. `before` and `word` are the two sides of the change; `about` names the bundle of an attempt."""
+    """One event. `before` and `word` are the two sides of the change; `about` names the bundle of an attempt.
+
+    The kind `PRUNED` is none: it ends a list whose earlier events were deleted, those up to its time.
+    """
 
     at: datetime
     kind: str
@@ -25,7 +33,7 @@ class Happening:
 
 
 def load(tx: Transaction, device_id: DeviceId, limit: int) -> list[Happening]:
-    """The device's latest events."""
+    """The device's latest events; where there are no more, and earlier ones were deleted, `PRUNED` says so."""
     rows = tx.connection.execute(
         sa.select(
             events.c.at,
@@ -40,7 +48,7 @@ def load(tx: Transaction, device_id: DeviceId, limit: int) -> list[Happening]:
         .order_by(events.c.id.desc())
         .limit(limit)
     )
-    return [
+    found = [
         Happening(
             at=from_ms(row.at),
             kind=row.kind,
@@ -51,3 +59,11 @@ def load(tx: Transaction, device_id: DeviceId, limit: int) -> list[Happening]:
         )
         for row in rows
     ]
+    if len(found) < limit:
+        pruned_until = horizons.load(tx, Horizon.EVENTS)
+        made = sa.select(devices.c.id).where(devices.c.id == device_id, devices.c.created_at <= pruned_until)
+        if tx.connection.execute(made).first() is not None:
+            found.append(
+                Happening(at=from_ms(pruned_until), kind=PRUNED, word="", before="", about="", reason="")
+            )
+    return found

@@ -44,6 +44,11 @@ _ENDED: Final = (
     "('succeeded', 'failed', 'rolled_back', 'rejected', 'timed_out', 'cancelled', 'superseded', "
     "'already_installed')"
 )
+_KEPT: Final = (
+    "(bucket = 0 OR bucket >= "
+    "COALESCE((SELECT value FROM revisions WHERE name = 'minutes_pruned_before'), 0))"
+)
+"""Totals, and minutes that were not pruned: pruned ones are deleted piece by piece, and events may outlive them."""
 _FOLD: Final = f"""
     SELECT product_id, cohort_id, name, word, bucket, SUM(change) AS value FROM (
         SELECT product_id, cohort_id, 'devices' AS name, word, 0 AS bucket, 1 AS change
@@ -92,12 +97,12 @@ _FOLD: Final = f"""
         UNION ALL SELECT product_id, cohort_id, 'failures', reason, at / 1000 / 60 * 60000, 1
             FROM events WHERE kind = 'attempt' AND reason <> ''
         UNION ALL SELECT product_id, cohort_id, name, word, bucket, value FROM checkpoints
-    ) AS changes GROUP BY product_id, cohort_id, name, word, bucket
+    ) AS changes WHERE {_KEPT} GROUP BY product_id, cohort_id, name, word, bucket
 """  # noqa: S608  (constants of this module)
-_COUNTED: Final = """
+_COUNTED: Final = f"""
     SELECT product_id, cohort_id, name, word, bucket, SUM(value) AS value
-    FROM counters GROUP BY product_id, cohort_id, name, word, bucket
-"""
+    FROM counters WHERE {_KEPT} GROUP BY product_id, cohort_id, name, word, bucket
+"""  # noqa: S608  (constants of this module)
 
 _CHECKS: Final = (
     Check(

@@ -12,7 +12,7 @@ from provisioning.envelope import check_signing_key, key_id_of, spki_of
 from provisioning.errors import ConflictError, InvalidError, SetupError, VerificationError
 from provisioning.ids import BundleId, ProductId, SigningKeyId
 from provisioning.products import parse_name
-from store import bundles, products, signing_keys
+from store import artifacts, bundles, products, signing_keys
 from store.blobs import Upload
 from store.signing_keys import SigningKey
 
@@ -113,16 +113,19 @@ def finish_upload(
 
     Raises:
         InvalidError: they are not, or there are none.
+        ConflictError: the same artifact is just being removed, since no bundle came to use it.
     """
     if upload.size == 0:
         raise InvalidError("an artifact must not be empty", field="body")
     try:
-        upload.finish(sha256)
+        upload.verify(sha256)
     except VerificationError as error:
         raise InvalidError(f"{error.reason}: {error.detail}", field="sha256") from error
-    with desk.database.write() as tx:
-        number = desk.new_id()
-        bundles.add_artifact(tx, number, product_id, sha256, upload.size, desk.clock())
+    with desk.database.write([artifacts.lock(sha256)]) as tx:
+        artifacts.begin(tx, desk.new_id(), product_id, sha256)
+    upload.finish(sha256)  # outside of any transaction: an object store may take its time
+    with desk.database.write([artifacts.lock(sha256)]) as tx:
+        number = artifacts.complete(tx, product_id, sha256, upload.size)
         desk.note(tx, principal, "artifact.push", number, after={"sha256": sha256, "size": upload.size})
 
 
@@ -141,7 +144,7 @@ def push(desk: Desk, principal: Principal, product: str, envelope: bytes) -> Pus
     """
     with desk.database.read() as tx:
         number = products.load(tx, principal.organization_id, product).id
-    with desk.database.write([bundles.push_lock(number)]) as tx:
+    with desk.database.write([artifacts.push_lock(number)]) as tx:
         owner = products.load(tx, principal.organization_id, product)
         decision = decide_push(envelope, bundles.load_push_facts(tx, owner))
         if decision.refused is not None:

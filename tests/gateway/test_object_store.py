@@ -72,6 +72,9 @@ def test_what_is_put_is_there_under_its_digest(bucket: str, tmp_path: Path) -> N
     assert read(blobs, digest, 5_000_000, 5_000_010) == content[5_000_000:5_000_010]
     assert list((tmp_path / "staging").iterdir()) == []
     blobs.check()
+    for _ in range(2):
+        blobs.remove(digest)  # the second time there is none, which is no fault
+        assert blobs.size(digest) is None
 
 
 def test_what_differs_from_its_digest_is_never_stored(bucket: str, tmp_path: Path) -> None:

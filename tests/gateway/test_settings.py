@@ -74,6 +74,11 @@ def test_fleetgate_config_names_the_file(tmp_path: Path, monkeypatch: pytest.Mon
         ),
         ("[broker]\nport = 0\n", "setting broker.port in {file}: got 0, expected greater than or equal to 1"),
         (
+            "[retention]\nminutes_days = 59\n",
+            "setting retention.minutes_days in {file}: got 59, expected 0 or at least 60: figures per hour go back "
+            "as far as 1440 hours",
+        ),
+        (
             "prefix = 'a//b'\n",
             "setting prefix in {file}: got 'a//b', expected one to four topic levels of A–Z, a–z, 0–9 and "
             ". _ -, joined by /",

@@ -185,14 +185,22 @@ def a_device_has_two_open_attempts(tx: Transaction) -> str:
 def an_attempt_stands_elsewhere_than_its_events_say(tx: Transaction) -> str:
     attempt = attempt_of(tx, "s-2", "offered")
     change(tx, "UPDATE attempts SET state = 'accepted' WHERE id = :id", id=attempt)
-    return f"attempt {attempt} is accepted, its last event says offered"
+    rollout = rollout_of(tx, "1.2.0")
+    return (
+        f"attempt {attempt} is accepted, its last event says offered\n"
+        f"rollout or override {rollout}/accepted has 1 attempts, the counter says 0\n"
+        f"rollout or override {rollout}/offered has 1 attempts, the counter says 2"
+    )
 
 
 @breaks("I4")
 def an_attempt_is_gone(tx: Transaction) -> str:
     attempt = attempt_of(tx, "s-2", "offered")
     change(tx, "DELETE FROM attempts WHERE id = :id", id=attempt)
-    return f"attempt {attempt} was opened and is gone"
+    return (
+        f"attempt {attempt} was opened and is gone\n"
+        f"rollout or override {rollout_of(tx, '1.2.0')}/offered has 1 attempts, the counter says 2"
+    )
 
 
 @breaks("I5")
