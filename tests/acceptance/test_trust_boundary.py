@@ -18,7 +18,7 @@ from gateway.device.agent import Agent, AgentSettings
 from gateway.device.messages import Presence, Profile, Result
 from gateway.device.slots import Image, Slots
 from gateway.operations import devices
-from gateway.secrets import derive, load_root_secret
+from gateway.secrets import derive, load_root_secret, make_client_id
 from provisioning.bundles import Artifact, BundleStatement, sign_statement
 from provisioning.devices import ConnectionState
 from provisioning.downloads import make_token
@@ -225,7 +225,7 @@ def test_the_database_holds_nothing_that_opens_anything(running: Running, tmp_pa
         derive(secret, "challenge v1"),
         derive(secret, "download v1"),
         place.group.encode(),
-        place.client_id.encode(),
+        make_client_id(secret, broker=running.settings.broker.name, worker=running.settings.worker).encode(),
         b"PRIVATE KEY",
     ]
     assert [number for number, one in enumerate(private) if one in kept] == []
