@@ -60,6 +60,7 @@ def main() -> int:
         for number in range(1, arguments.rounds + 1):
             run.round(number, arguments.rounds)
         run.stages()
+        run.safeguards()
         run.growth()
         run.check_generator()
     facts = {
@@ -102,7 +103,7 @@ def publish(found: Results) -> None:
     """Writes the tables into the document."""
     text = DOCUMENT.read_text(encoding="utf-8")
     for (_, header, rows), name in zip(
-        _tables(found), ("figures", "stages", "growth", "targets"), strict=True
+        _tables(found), ("figures", "stages", "safeguards", "growth", "targets"), strict=True
     ):
         text = results.put_block(text, name, results.to_markdown(header, rows))
     header, *rows = sizing.sizing_table(found)
@@ -112,10 +113,12 @@ def publish(found: Results) -> None:
 
 def _tables(found: Results) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
     stages, *stage_rows = results.stages_table(found)
+    safeguards, *safeguard_rows = results.safeguards_table(found)
     sizes, *growth_rows = results.growth_table(found)
     return [
         ("Figures", ("what", "median (least to most)"), [*results.rates_table(found)]),
         ("Where one hello goes", stages, stage_rows),
+        ("What safeguards cost", safeguards, safeguard_rows),
         ("Known devices", sizes, growth_rows),
         ("Targets", ("what", "target", "measured", ""), [*results.targets_table(found)]),
     ]

@@ -114,6 +114,7 @@ class Results:
     series: dict[str, list[float]] = field(default_factory=dict)
     points: dict[int, dict[str, float]] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    safeguards: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: float) -> None:
@@ -204,6 +205,13 @@ def stages_table(results: Results) -> list[tuple[str, ...]]:
     return [("stage", *kinds), *rows, total]
 
 
+def safeguards_table(results: Results) -> list[tuple[str, ...]]:
+    """A row for each safeguard, a column for each kind of time; the kinds are the first row."""
+    kinds = list(next(iter(results.safeguards.values()), {}))
+    rows = [(name, *(f"{costs[kind]:,.0f}" for kind in kinds)) for name, costs in results.safeguards.items()]
+    return [("safeguard", *kinds), *rows]
+
+
 def put_block(text: str, name: str, content: str) -> str:
     """A document with what stands between `<!-- bench:NAME -->` and `<!-- bench:end -->` replaced."""
     begin, end = f"<!-- bench:{name} -->\n", "<!-- bench:end -->"
@@ -247,6 +255,7 @@ def to_document(results: Results, facts: Mapping[str, object]) -> dict[str, Any]
         "page_ms": median("page_ms"),
         "growth": {str(devices): dict(figures) for devices, figures in sorted(results.points.items())},
         "stages_us": {name: dict(stages) for name, stages in results.stages.items()},
+        "safeguards_us": {name: dict(costs) for name, costs in results.safeguards.items()},
         "targets": {
             target.key: {
                 "bound": target.bound,

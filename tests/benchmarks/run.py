@@ -8,7 +8,7 @@ from typing import Final
 
 from databases import find_initdb
 
-from benchmarks import baselines, connections, mass, stages
+from benchmarks import baselines, connections, mass, safeguards, stages
 from benchmarks.fleet import Fleet
 from benchmarks.hellos import WINDOW, measure_latency, measure_rate
 from benchmarks.helpers import HelperError
@@ -148,6 +148,12 @@ class Run:
             self.results.stages = stages.measure_stages(self._world, url, loads)
         except HelperError as error:
             self.results.notes.append(f"the stages were not measured: {error}")
+
+    def safeguards(self) -> None:
+        """What each safeguard costs."""
+        self._tell("safeguards of the hello path")
+        devices = min(1000, self._sizes.hellos)
+        self.results.safeguards = safeguards.measure_safeguards(self._world.directory, devices)
 
     def growth(self) -> None:
         """What a larger fleet costs."""

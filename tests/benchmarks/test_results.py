@@ -1,13 +1,16 @@
 """The benchmark's arithmetic and its output, on numbers that are given: timing itself is never a test."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import results, sizing
 from benchmarks.results import Figure, Results, percentile
+from benchmarks.safeguards import SAFEGUARDS
 from benchmarks.stages import STAGES, list_wrapped
 from benchmarks.wire import packet, publish_packet
+from store.database import Database
 
 
 def measured() -> Results:
@@ -155,3 +158,13 @@ def test_what_the_stages_watch_is_there() -> None:
     watched = list_wrapped()
     assert {stage for _, _, stage in watched} < set(STAGES)
     assert all(callable(getattr(place, name)) for place, name, _ in watched)
+
+
+def test_what_the_safeguards_take_away_is_there(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'safeguards.db'}")
+    for patches in SAFEGUARDS.values():
+        with patches(database):
+            pass
+    database.close()
+    found = Results(safeguards={"everything": {"CPU, µs": 500.4}, "one": {"CPU, µs": 20.6}})
+    assert results.safeguards_table(found) == [("safeguard", "CPU, µs"), ("everything", "500"), ("one", "21")]
