@@ -152,7 +152,7 @@ class Run:
     def safeguards(self) -> None:
         """What each safeguard costs."""
         self._tell("safeguards of the hello path")
-        devices = min(1000, self._sizes.hellos)
+        devices = min(600, self._sizes.hellos)
         self.results.safeguards = safeguards.measure_safeguards(self._world.directory, devices)
 
     def growth(self) -> None:
