@@ -26,7 +26,7 @@ from provisioning.messages import Hello, decode_chain
 from provisioning.strictjson import parse_json
 from provisioning.topics import Down, Up, is_topic_name, topic_of
 from store import devices as store_devices
-from store.database import Database
+from store.database import Database, StoreUnavailableError
 
 MOST_WATCHES: Final = 8
 """Each holds a thread while it waits."""
@@ -137,7 +137,17 @@ class Watch:
     def _describe_up(self, heard: Heard, line: dict[str, Any]) -> dict[str, Any] | None:
         work = self._last = Work(delivered=heard, now=heard.received_at)
         self._prover.parse([work])
-        self._prover.verify([work])
+        try:
+            self._prover.verify([work])
+        except StoreUnavailableError as error:  # whose it is cannot be told, and so it is not shown
+            self._foreign = True
+            return line | {
+                "direction": "up",
+                "payload": None,
+                "proven": None,
+                "reason": None,
+                "detail": str(error),
+            }
         self._foreign = self._is_foreign(work)
         if self._foreign:
             return None

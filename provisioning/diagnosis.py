@@ -1,4 +1,4 @@
-"""What is wrong with a device's message, for those who write devices (protocol, "When it does not work").
+"""What is wrong with a device's message, for those who write devices (protocol, "No reply after 5 seconds?").
 
 Runs the very checks that the gateway runs before any database, each on its own, so that one mistake does not
 hide the next. Registered CAs, revocation and enrollment are not known here. Why a signature fails is found
@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Final, TypeVar
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from provisioning.certificates import parse_chain, read_facts, signing_key_of
 from provisioning.decision import Rule
@@ -167,10 +168,12 @@ class _Examination:
                 return found
             chain = _decoded(message)
         elif certificate is not None:
-            self._found["certificates"] = Rule(
-                name="certificates", passed=True, detail="the message has none; that of the file is used"
+            der = certificate.public_bytes(serialization.Encoding.DER)
+            return self._check(
+                "certificates",
+                lambda: parse_chain((der,)),
+                lambda _: "the message has none; that of the file is used",
             )
-            return (certificate,)
         else:
             self._skip(
                 "certificates", "the message has none: give the device's certificate to check its signature"

@@ -13,9 +13,9 @@ from gateway.device.messages import Profile
 from store.times import now_utc
 
 
-def settings(running: Running, directory: Path, product: str) -> AgentSettings:
+def settings(running: Running, directory: Path, product: str, name: str | None = None) -> AgentSettings:
     place = running.installed.installation
-    cert, key = running.made[product].issue(random_name("dev"), now=now_utc()).write(directory)
+    cert, key = running.made[product].issue(name or random_name("dev"), now=now_utc()).write(directory)
     return AgentSettings(
         cert=cert,
         key=key,

@@ -166,7 +166,7 @@ def _show_passed(line: dict[str, Any]) -> None:
     """One message: when, which way, what it proved or why it was answered so; then what it said."""
     time = line["at"][11:23]
     if line["direction"] == "up":
-        verdict = "proven" if line["proven"] else "not proven"
+        verdict = {True: "proven", False: "not proven", None: "not checked"}[line["proven"]]
         mark = "→"
     else:
         payload = line["payload"]

@@ -3,19 +3,19 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from agents import agent_of, settings
 from broker_fixtures import DEADLINE_SECONDS, Pair, Party, wait_until
 from cryptography.hazmat.primitives.asymmetric import ec
-from firmware import KEYS, attempts_of, make_product, push, roll_out
+from firmware import attempts_of, make_product, push, roll_out
 from running import Running, TestDevice, random_name, running_gateway
 
 from gateway.device.agent import Agent, AgentSettings
-from gateway.device.messages import Presence, Profile, Result
+from gateway.device.messages import Presence, Result
 from gateway.device.slots import Image, Slots
 from gateway.operations import devices
 from gateway.secrets import derive, load_root_secret, make_client_id
@@ -131,41 +131,13 @@ def test_the_root_secret_proves_no_device_and_opens_only_what_is_offered(
     assert (refused.status_code, refused.json()["type"].rpartition(":")[2]) == (403, "url_withdrawn")
 
 
-@contextmanager
-def agent_of(chosen: AgentSettings) -> Iterator[list[str]]:
-    """An agent that runs; gives what it tells."""
-    heard: list[str] = []
-    agent = Agent(chosen, heard.append)
-    thread = threading.Thread(target=agent.run)
-    thread.start()
-    try:
-        yield heard
-        assert thread.is_alive(), heard
-    finally:
-        agent.stop()
-        thread.join(timeout=20)
-        assert not thread.is_alive()
-
-
 def test_whoever_has_the_gateways_certificate_says_anything_and_no_device_runs_it(
     running: Running, tmp_path: Path
 ) -> None:
     place = running.installed.installation
     product = make_product(running, "sensor")
     name = random_name("dev")
-    cert, key = running.made[product].issue(name, now=now_utc()).write(tmp_path)
-    chosen = AgentSettings(
-        cert=cert,
-        key=key,
-        host="localhost",
-        port=place.device_port,
-        cafile=place.broker_ca,
-        audience=place.audience,
-        prefix=place.prefix,
-        profile=Profile(model="agent", version="0.9.0"),
-        state=tmp_path / "state",
-        signing_keys=KEYS,
-    )
+    chosen = settings(running, tmp_path, product, name)
     content = Artifact(name="evil.bin", size=4, sha256="e" * 64)
     evil = BundleStatement(product=product, version="6.6.6", bundle_seq=10**6, artifacts=(content,))
     forged = {

@@ -24,7 +24,7 @@ from broker_fixtures import RefusedError
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from databases import PostgresServer, new_postgresql
-from faults.soak import Report, is_error, show
+from faults.soak import Report, expect_clean, show
 from running import Running, TestDevice, running_gateway
 from workers import Workers
 
@@ -34,7 +34,6 @@ from gateway.device.messages import Profile, Result, new_nonce, parse_reply
 from gateway.device.plans import Plan
 from provisioning.topics import Up
 from store.times import now_utc, to_ms
-from store.verify import verify
 
 DEVICES: Final = 2000
 WORKERS: Final = 2
@@ -56,19 +55,13 @@ def herd(directory: Path, *, devices: int = DEVICES, say: Callable[[str], None] 
             running.product("sensor")
             running.product("other")
             running.gateway.stop()
-            with Workers(running, url, WORKERS, directory, FLEETGATE_LIMITS__HELLO_BURST="100") as workers:
-                with Watch(workers) as watch, Others(running, directory) as others:
-                    _run(running, directory, devices, report, watch, others, say)
-                errors = [
-                    line
-                    for log in workers.logs
-                    for line in log.read_text(errors="replace").splitlines()
-                    if is_error(line)
-                ]
-                report.expect("errors in workers' logs", len(errors), 0)
-                report.wrong += errors[:5]
-            checked = verify(running.database)
-            report.expect("verify-store", "clean" if checked.ok else str(checked), "clean")
+            with (
+                Workers(running, url, WORKERS, directory, FLEETGATE_LIMITS__HELLO_BURST="100") as workers,
+                Watch(workers) as watch,
+                Others(running, directory) as others,
+            ):
+                _run(running, directory, devices, report, watch, others, say)
+            expect_clean(report, running, workers)
     finally:
         server.end()
     return report

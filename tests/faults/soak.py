@@ -276,6 +276,11 @@ def examine(
     report.expect("messages set aside", found["set aside"], 0)
     report.expect("deadlocks (pg_stat_database)", found["deadlocks"], 0)
     report.expect("deadlocks (server's log)", server.log().count("deadlock detected"), 0)
+    expect_clean(report, running, workers)
+
+
+def expect_clean(report: Report, running: Running, workers: Workers) -> None:
+    """No worker has logged an error, and every invariant holds."""
     errors = [
         line
         for log in workers.logs

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from gateway.device.factory import DeviceCertificate, create_authority
+from gateway.device.factory import DeviceCertificate, Fault, create_authority
 from gateway.device.messages import Profile, Voice, load_identity
 from provisioning.diagnosis import NAMES, Diagnosis, diagnose
 from provisioning.envelope import pae, payload_type
@@ -248,3 +248,13 @@ def test_what_is_no_envelope() -> None:
     assert found.signed is None
     late = check(wrap(issue(), b"{}"), now=NOW + timedelta(days=1))
     assert late.reason == RejectReason.UNSUPPORTED_VERSION
+
+
+def test_a_certificate_whose_key_may_not_sign_is_said_and_not_raised() -> None:
+    made = issue()
+    voice = Voice(load_identity(made.pem, made.key_pem), audience=AUDIENCE, profile=Profile())
+    will = voice.begin_connection()
+    weak = ROOT.issue("pump-17", now=NOW, fault=Fault.RSA_1024).certificate
+    found = check(will, topic=voice.topic(Up.PRESENCE), certificate=weak)
+    assert found.reason == RejectReason.KEY_NOT_ALLOWED
+    assert "an RSA key of 1024 bits" in details(found)["certificates"]

@@ -1,13 +1,14 @@
 """Devices, and the inbox of those that were refused."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from gateway.http import views
 from gateway.http.auth import AtDesk, Operator, Who
@@ -118,15 +119,27 @@ def watch_device(request: Request, desk: AtDesk, principal: Operator, name: str)
 
     async def stream() -> AsyncIterator[str]:
         lines = watch.lines()
-        try:
-            yield json.dumps({"topic_name": watch.topic_name}) + "\n"
-            while True:
-                line = await run_in_threadpool(next, lines)
-                yield ("" if line is None else json.dumps(line)) + "\n"
-        finally:
-            watch.close()
+        yield json.dumps({"topic_name": watch.topic_name}) + "\n"
+        while True:
+            line = await run_in_threadpool(next, lines)
+            yield ("" if line is None else json.dumps(line)) + "\n"
 
-    return StreamingResponse(stream(), media_type="application/x-ndjson")
+    return _Watched(stream(), media_type="application/x-ndjson", on_end=watch.close)
+
+
+class _Watched(StreamingResponse):
+    """A stream whose watch ends with it, also where its reader had left before the first line."""
+
+    def __init__(self, content: AsyncIterator[str], *, media_type: str, on_end: Callable[[], None]) -> None:
+        super().__init__(content, media_type=media_type)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
 
 
 @router.get("/inbox")
