@@ -1,7 +1,9 @@
 """The gateway's connection to the broker: a persistent session, manual acknowledgements, a bounded queue.
 
-One thread does all network work, with `poll` around paho's `loop_read`, `loop_write` and `loop_misc`, because
-a thread of paho's own would read on when the queue is full. Callbacks run in that thread and must be quick.
+Reading, writing and pinging are one step, which one thread at a time has the turn to do: the one that waits in
+`drain`, because what it reads there it works next, and two threads at one interpreter cost a hello twice its time.
+While nobody drains (a batch takes long, the database is away) the transport's own thread takes the turn, so that
+the broker is answered whatever happens. Callbacks run in the thread that has the turn and must be quick.
 
 A message is acknowledged only by `acknowledge`, and what was not is sent again by the broker after the next
 connection. Packet identifiers belong to a connection: when it is lost, the queue is discarded and the
@@ -9,11 +11,8 @@ generation grows, so that a late acknowledgement cannot strike another message w
 """
 
 import random
-import select
-import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -21,7 +20,6 @@ from typing import Any, Final
 import structlog
 from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.mqtt import connection
@@ -34,7 +32,9 @@ from gateway.mqtt.connection import (
     tls_socket,
 )
 from gateway.mqtt.intake import Incoming, Intake
+from gateway.mqtt.packets import Published
 from gateway.mqtt.rates import TopicRates
+from gateway.mqtt.session import Session
 from provisioning.errors import InvalidError, SetupError
 
 __all__ = ["Incoming", "Protocol", "Transport", "TransportSettings", "TransportStats"]
@@ -43,7 +43,10 @@ __all__ = ["Incoming", "Protocol", "Transport", "TransportSettings", "TransportS
 MAX_OUTSTANDING: Final = 30_000
 _CONNACK_SECONDS: Final = 10.0
 _STABLE_SECONDS: Final = 10.0  # a connection that lived this long starts the backoff anew
-_READS_AT_ONCE: Final = 200  # packets read before writes get their turn
+_PATIENCE_SECONDS: Final = (
+    0.25  # how long the broker waits for a batch before the transport's own thread serves it
+)
+_LONG_SECONDS: Final = 3600.0
 _log = structlog.get_logger(__name__)
 
 
@@ -55,10 +58,13 @@ class Transport:
         self._waker = Waker()
         self._intake = Intake(settings.queue_limit, self._waker.wake)
         self._rates = TopicRates(per_minute=settings.rate_per_minute, burst=settings.rate_burst)
-        self._lock = threading.Lock()  # generation and tokens; never taken inside a callback of paho's
+        self._turn = threading.Lock()  # who has it reads and writes
+        self._serving = False  # there is a connection to take turns at
+        self._drains = False  # somebody waits in `drain`, or did a moment ago
+        self._drained_at = 0.0
+        self._attention = threading.Event()  # the transport's own thread has something to see to
+        self._lock = threading.Lock()  # the generation
         self._generation = 0
-        self._tokens: dict[int, object] = {}
-        self._acknowledged: deque[tuple[int, bool]] = deque()  # mid, refused
         self._ready = threading.Event()
         self._stopped = False
         self._closing = threading.Event()
@@ -68,7 +74,7 @@ class Transport:
         self._published_callback: Callable[[object], None] | None = None
         self._uptime_callback: Callable[[int], None] | None = None
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
-        self._client: connection.TolerantClient | None = None
+        self._session: Session | None = None
 
     # --- What the service calls
 
@@ -87,16 +93,15 @@ class Transport:
             SetupError: a certificate or key cannot be read.
         """
         try:
-            self._client = client = connection.new_client(self._settings)
-            client.reads_ahead = True
+            self._session = session = connection.new_session(self._settings)
         except SetupError:
             self._waker.close()
             raise
-        client.on_connect = self._connected
-        client.on_disconnect = self._disconnected
-        client.on_subscribe = self._subscribed
-        client.on_message = self._message
-        client.on_publish = self._puback
+        session.on_connect = self._connected
+        session.on_disconnect = self._disconnected
+        session.on_subscribe = self._subscribed
+        session.on_published = self._take
+        session.on_acknowledged = self._puback
         self._thread.start()
 
     def wait_ready(self, timeout_seconds: float) -> bool:
@@ -104,11 +109,19 @@ class Transport:
         return self._ready.wait(timeout_seconds)
 
     def drain(self, max_messages: int = 200, timeout_seconds: float = 1.0) -> list[Incoming]:
-        """Waits for one message, then takes what is queued already, up to `max_messages`.
+        """Waits for one message, then takes what is there already, up to `max_messages`. For one thread.
 
         Returns: messages in the order they came; none after the timeout, or at once when reading has stopped.
         """
-        return self._intake.take(max_messages, timeout_seconds)
+        until = time.monotonic() + timeout_seconds
+        if not self._stopped:
+            self._drains = True
+            self._waker.wake()  # whoever has the turn gives it up
+            with self._turn:
+                self._waker.own()
+                self._step_until(until, max_messages)
+                self._drains, self._drained_at = False, time.monotonic()
+        return self._intake.take(max_messages, until - time.monotonic())
 
     def publish(
         self,
@@ -136,33 +149,21 @@ class Transport:
             raise InvalidError(
                 f"{len(payload)} bytes for {topic}: a message has at most {connection.MAX_PAYLOAD_BYTES}"
             )
-        client = self._client
-        if client is None or not self._ready.is_set():
+        session = self._session
+        if session is None or not self._ready.is_set() or session.outstanding >= MAX_OUTSTANDING:
             return False
-        properties = None
-        if self._settings.is_v5 and correlation is not None:
-            properties = connection.properties(PacketTypes.PUBLISH, CorrelationData=correlation)
-        with self._lock:
-            if len(self._tokens) >= MAX_OUTSTANDING:
-                return False
-            # The lock is held over both steps, so that the PUBACK is not looked up before its token is there.
-            info = client.publish(topic, payload, qos=qos, properties=properties)
-            if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                return False
-            if qos > 0:
-                self._tokens[info.mid] = token
+        session.send(topic, payload, qos=qos, token=token, correlation=correlation)
         self._waker.wake()
         return True
 
     def acknowledge(self, incoming: Incoming) -> None:
         """Tells the broker that a message is done; one of an earlier connection comes again, so not then."""
-        client = self._client
-        if client is None or incoming.qos == 0:
+        if self._session is None or incoming.qos == 0:
             return
         with self._lock:
             if incoming.generation != self._generation:
                 return
-            client.ack(incoming.mid, incoming.qos)
+            self._session.acknowledge(incoming.mid)
         self._waker.wake()
 
     def stop_reading(self) -> None:
@@ -173,7 +174,7 @@ class Transport:
         """
         self._stopped = True
         self._intake.close()
-        self._waker.wake()
+        self._notice()
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Ends the connection in order: waits for the broker's acknowledgements, up to the timeout.
@@ -183,7 +184,7 @@ class Transport:
         self.stop_reading()
         self._flush_until = time.monotonic() + timeout_seconds
         self._closing.set()
-        self._waker.wake()
+        self._notice()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds + 5.0)
         if not self._thread.is_alive():
@@ -191,41 +192,37 @@ class Transport:
 
     def stats(self) -> TransportStats:
         """What it is doing and has done."""
-        with self._lock:
-            outstanding, generation = len(self._tokens), self._generation
+        session = self._session
         return TransportStats(
             connected=self._ready.is_set(),
-            generation=generation,
+            generation=self._generation,
             queued=len(self._intake),
             paused=self._intake.full,
             pauses=self._intake.pauses,
             received=self._received,
             rate_limited=self._rate_limited,
-            unreadable=self._client.unreadable if self._client is not None else 0,
+            unreadable=0 if session is None else session.unreadable,
             discarded=self._intake.discarded,
             published=self._published,
             refused=self._refused,
-            outstanding=outstanding,
+            outstanding=0 if session is None else session.outstanding,
             last_error=self._last_error,
         )
 
-    # --- The network thread
+    # --- The transport's own thread: connects, and serves the connection while nobody drains
 
     def _run(self) -> None:
-        assert self._client is not None
-        self._waker.own()
+        assert self._session is not None
         failures = 0
         while not self._closing.is_set():
             started = time.monotonic()
             try:
-                connection.connect(self._client, self._settings)
-                self._serve(self._client)
+                connection.connect(self._session, self._settings)
+                self._serve(self._session)
             except OSError as error:  # refused, unreachable, a failed TLS handshake
                 self._note_error(f"{type(error).__name__}: {error}")
-            except Exception as error:
-                # A fault of ours or of paho's must not end the service: a new connection starts clean.
-                _log.exception("network thread", action="broker_fault")
-                self._note_error(f"{type(error).__name__}: {error}")
+            except Exception as error:  # a fault must not end the service: a new connection starts clean
+                self._note_fault(error)
             self._lose()
             failures = 0 if time.monotonic() - started >= _STABLE_SECONDS else failures + 1
             ceiling = min(
@@ -234,58 +231,52 @@ class Transport:
             )
             self._closing.wait(random.SystemRandom().uniform(0, ceiling))
 
-    def _serve(self, client: connection.TolerantClient) -> None:
+    def _serve(self, session: Session) -> None:
         """Works on one connection until it is lost or we are closing."""
         connack_until = time.monotonic() + _CONNACK_SECONDS
-        while (sock := tls_socket(client)) is not None:
-            if self._closing.is_set() and self._flushed(client):
-                client.disconnect()
-                while client.socket() is not None and client.want_write():
-                    client.loop_write()
-                return
-            # Acknowledgements of the broker come by the same stream: who waits for them may not wait for us.
-            reading = self._stopped or not self._intake.full or len(self._tokens) > MAX_OUTSTANDING // 2
-            # TLS holds decrypted bytes that poll does not see.
-            buffered = reading and (client.has_read_ahead or sock.pending() > 0)
-            events = self._waker.wait(sock, reading=reading, writing=client.want_write(), block=not buffered)
-            readable = buffered or events & (select.POLLIN | select.POLLHUP | select.POLLERR)
-            if readable and not self._read(client, sock):
-                return
-            self._report_published()
-            if client.want_write() and client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                return
-            if client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                self._note_error("the broker did not answer a ping")
-                return
-            if not client.is_connected() and time.monotonic() > connack_until:
-                self._note_error("the broker did not answer CONNECT")
-                return
+        self._serving = True
+        while self._serving:
+            if self._is_served():
+                self._attention.wait(_PATIENCE_SECONDS)
+                self._attention.clear()
+                continue
+            with self._turn:
+                self._waker.own()
+                if self._closing.is_set() and self._flushed(session):
+                    session.disconnect()
+                    session.write()
+                    return
+                if not self._step(_LONG_SECONDS, self._settings.queue_limit):
+                    return
+                if not session.is_connected() and time.monotonic() > connack_until:
+                    self._note_error("the broker did not answer CONNECT")
+                    return
 
-    def _read(self, client: connection.TolerantClient, sock: ssl.SSLSocket) -> bool:
-        """Reads packets until there are none, the queue is full, or it is others' turn; False if lost."""
-        for _ in range(_READS_AT_ONCE):
-            if client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or client.socket() is None:
-                return False
-            if self._intake.full and not self._stopped:
-                break
-            if not client.has_read_ahead and sock.pending() == 0:
-                break
-        return True
+    def _is_served(self) -> bool:
+        """Whether somebody drains, or will in a moment."""
+        if self._stopped or self._closing.is_set() or not self._ready.is_set():
+            return False
+        return self._drains or time.monotonic() - self._drained_at < _PATIENCE_SECONDS
 
-    def _flushed(self, client: paho.Client) -> bool:
-        if time.monotonic() > self._flush_until or not client.is_connected():
+    def _notice(self) -> None:
+        """Has the transport's own thread look what there is to do, wherever it waits."""
+        self._attention.set()
+        self._waker.wake()
+
+    def _flushed(self, session: Session) -> bool:
+        if time.monotonic() > self._flush_until or not session.is_connected():
             return True
-        with self._lock:
-            return not self._tokens and not client.want_write()
+        return not session.outstanding and not session.want_write()
 
     def _lose(self) -> None:
         """The connection is gone: nothing of it may be worked on or acknowledged any more."""
         was_ready = self._ready.is_set()
         self._ready.clear()
-        with self._lock:
-            self._generation += 1
-        discarded = self._intake.discard()
-        self._report_published()
+        with self._turn:
+            self._serving = False
+            with self._lock:
+                self._generation += 1
+            discarded = self._intake.discard()
         if was_ready and not self._closing.is_set():
             _log.warning(
                 "connection to the broker lost",
@@ -294,24 +285,68 @@ class Transport:
                 error=self._last_error,
             )
 
-    def _report_published(self) -> None:
-        while self._acknowledged:
-            mid, refused = self._acknowledged.popleft()
-            with self._lock:
-                if mid not in self._tokens:
-                    continue
-                token = self._tokens.pop(mid)
-            self._published += 1
-            self._refused += refused
-            if self._published_callback is not None:
-                self._published_callback(token)
+    def _note_fault(self, error: Exception) -> None:
+        _log.exception("network thread", action="broker_fault")
+        self._note_error(f"{type(error).__name__}: {error}")
 
     def _note_error(self, text: str) -> None:
         if text != self._last_error:  # repeats say nothing new
             _log.warning("broker", action="broker_unreachable", error=text)
         self._last_error = text
 
-    # --- paho's callbacks, in the network thread
+    # --- A turn at the connection
+
+    def _step_until(self, until: float, enough: int) -> None:
+        """Steps until there are messages and no more to be read at once, or until the time has come."""
+        queued = -1
+        while self._serving and not self._stopped:
+            remaining = until - time.monotonic()
+            before, queued = queued, len(self._intake)
+            if queued >= enough or (queued and queued == before) or (remaining <= 0 and before >= 0):
+                return
+            try:
+                stands = self._step(0 if queued else remaining, enough)
+            except Exception as error:  # as in _run: a new connection starts clean
+                self._note_fault(error)
+                stands = False
+            if not stands:
+                self._serving = False
+                self._notice()
+
+    def _step(self, timeout_seconds: float, enough: int) -> bool:
+        """Writes what waits, waits for something to read, and reads it. Returns: False if the connection is lost.
+
+        Args:
+            enough: messages in the queue at which reading ends.
+        """
+        session = self._session
+        assert session is not None
+        if session.want_write() and not session.write():
+            return False
+        sock = tls_socket(session)
+        if sock is None:
+            return False
+        # Acknowledgements of the broker come by the same stream: who waits for them may not wait for us.
+        reading = self._stopped or not self._intake.full or session.outstanding > MAX_OUTSTANDING // 2
+        buffered = reading and sock.pending() > 0  # TLS holds decrypted bytes that poll does not see
+        readable = self._waker.wait(
+            sock,
+            reading=reading,
+            writing=session.want_write(),
+            timeout_seconds=0 if buffered else timeout_seconds,
+        )
+        if (buffered or readable) and not session.read(
+            lambda: len(self._intake) >= enough and not self._stopped
+        ):
+            return False
+        if session.want_write() and not session.write():
+            return False
+        if session.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._note_error("the broker did not answer a ping")
+            return False
+        return tls_socket(session) is not None
+
+    # --- Callbacks, in the thread that has the turn
 
     def _connected(
         self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, _more: Any
@@ -333,34 +368,35 @@ class Transport:
         if not self._closing.is_set():
             self._note_error(f"disconnected: {reason}")
 
-    def _puback(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _more: Any) -> None:
-        # paho holds a lock of its own here that publish() takes under ours: only note it.
-        self._acknowledged.append((mid, reason.is_failure))
+    def _puback(self, token: object, refused: bool) -> None:
+        self._published += 1
+        self._refused += refused
+        if self._published_callback is not None:
+            self._published_callback(token)
 
-    def _message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        topic = bytes(message._topic).decode("utf-8", "replace")  # message.topic raises where it is no UTF-8
-        if topic == UPTIME_TOPIC:
-            seconds = message.payload.partition(b" ")[0]
+    def _take(self, published: Published) -> None:
+        if published.topic == UPTIME_TOPIC:
+            seconds = published.payload.partition(b" ")[0]
             if self._uptime_callback is not None and seconds.isdigit():
                 self._uptime_callback(int(seconds))
             return
         if self._stopped:
             return
         self._received += 1
-        if not self._rates.allow(topic, time.monotonic()):
+        if not self._rates.allow(published.topic, time.monotonic()):
             self._rate_limited += 1
-            client.ack(message.mid, message.qos)
+            if published.qos and self._session is not None:
+                self._session.acknowledge(published.mid)
             return
-        properties = message.properties if self._settings.is_v5 else None
         self._intake.put(
             Incoming(
-                topic=topic,
-                payload=bytes(message.payload),
+                topic=published.topic,
+                payload=published.payload,
                 received_at=datetime.now(UTC),
-                response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=getattr(properties, "CorrelationData", None),
-                mid=message.mid,
-                qos=message.qos,
+                response_topic=published.response_topic,
+                correlation=published.correlation,
+                mid=published.mid,
+                qos=published.qos,
                 generation=self._generation,
             )
         )

@@ -20,13 +20,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from gateway.mqtt.session import Session
 from provisioning.errors import SetupError
 from provisioning.topics import DEFAULT_PREFIX, Up
 
 # The broker drops what is larger (mosquitto.conf, message_size_limit), with a PUBACK that paho cannot read.
 MAX_PAYLOAD_BYTES: Final = 16384
 UPTIME_TOPIC: Final = "$SYS/broker/uptime"
-_READ_BYTES: Final = 16384  # TLS gives one record at most: 2^14 bytes (RFC 8446 §5.1)
 _TICK_MILLISECONDS: Final = 500  # keepalive and deadlines are looked at this often
 
 
@@ -84,52 +84,31 @@ class TransportStats:
 
 
 class TolerantClient(paho.Client):
-    """A client whom no message can stop.
-
-    mosquitto passes on PUBLISH packets that paho refuses to read (a user property with U+FEFF in it, for
-    one). paho then closes the connection, the broker sends the message again, and one device has silenced the
-    gateway for ever. Such a message is acknowledged and counted instead; nothing of it is used.
-    """
-
-    unreadable = 0
-    reads_ahead = False
-    """Whether what TLS has decrypted is taken at once. Only for a loop that asks `has_read_ahead` before it waits."""
-    _ahead = b""
-    _at = 0
-
-    @property
-    def has_read_ahead(self) -> bool:
-        """Whether there are bytes that were taken from the socket and not looked at."""
-        return self._at < len(self._ahead)
-
-    def forget_read_ahead(self) -> None:
-        """Drops them: they belong to a connection that is over."""
-        self._ahead, self._at = b"", 0
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        """paho asks for a packet in four parts, two of one byte, and each question to TLS costs 10 to 20 µs."""
-        if not self.reads_ahead:
-            return super()._sock_recv(bufsize)
-        if self._at >= len(self._ahead):
-            self._ahead, self._at = super()._sock_recv(_READ_BYTES), 0
-        taken = self._ahead[self._at : self._at + bufsize]
-        self._at += len(taken)
-        return taken
+    """A client whom no message can stop: what paho refuses to read (see `session.py`) is dropped."""
 
     def _handle_publish(self) -> MQTTErrorCode:
         try:
             return super()._handle_publish()
         except MQTTException:  # MalformedPacket is one
-            self.unreadable += 1
-            packet = bytes(self._in_packet["packet"])
-            qos = (self._in_packet["command"] & 0x06) >> 1
-            after_topic = 2 + int.from_bytes(packet[:2], "big")  # MQTT 5 §3.3.2: topic, packet identifier
-            mid = int.from_bytes(packet[after_topic : after_topic + 2], "big")
-            return self.ack(mid, qos)
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+
+def new_session(settings: TransportSettings) -> Session:
+    """A session that is not connected, and that the broker keeps.
+
+    Raises:
+        SetupError: a certificate or key cannot be read.
+    """
+    session = Session(CallbackAPIVersion.VERSION2, is_v5=settings.is_v5, **_arguments(settings, keeps=True))
+    session.tls_set_context(_tls_context(settings))
+    # With a callback here paho never writes in the thread that publishes; the loop asks want_write itself.
+    session.on_socket_register_write = lambda *_: None
+    session.on_socket_open = _send_at_once
+    return session
 
 
 def new_client(settings: TransportSettings, *, keeps_session: bool = True) -> TolerantClient:
-    """A client that is not connected.
+    """A plain client of paho's that is not connected, and that acknowledges nothing.
 
     Args:
         keeps_session: whether the broker keeps what it has not acknowledged.
@@ -137,13 +116,21 @@ def new_client(settings: TransportSettings, *, keeps_session: bool = True) -> To
     Raises:
         SetupError: a certificate or key cannot be read.
     """
-    client = TolerantClient(
-        CallbackAPIVersion.VERSION2,
-        client_id=settings.client_id,
-        clean_session=None if settings.is_v5 else not keeps_session,
-        protocol=paho.MQTTv5 if settings.is_v5 else paho.MQTTv311,
-        manual_ack=True,
-    )
+    client = TolerantClient(CallbackAPIVersion.VERSION2, **_arguments(settings, keeps=keeps_session))
+    client.tls_set_context(_tls_context(settings))
+    return client
+
+
+def _arguments(settings: TransportSettings, *, keeps: bool) -> dict[str, Any]:
+    return {
+        "client_id": settings.client_id,
+        "clean_session": None if settings.is_v5 else not keeps,
+        "protocol": paho.MQTTv5 if settings.is_v5 else paho.MQTTv311,
+        "manual_ack": True,
+    }
+
+
+def _tls_context(settings: TransportSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(settings.cafile))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -152,14 +139,7 @@ def new_client(settings: TransportSettings, *, keeps_session: bool = True) -> To
         raise SetupError(
             f"cannot use {settings.cafile}, {settings.certfile} and {settings.keyfile}: {error}"
         ) from error
-    client.tls_set_context(context)
-    # No limits of paho's: it would hold publishes back behind our own count.
-    client.max_inflight_messages_set(0)
-    client.max_queued_messages_set(0)
-    client.on_socket_open = _send_at_once
-    # With a callback here paho never writes in the thread that publishes; the loop asks want_write itself.
-    client.on_socket_register_write = lambda *_: None
-    return client
+    return context
 
 
 def _send_at_once(_client: paho.Client, _data: Any, sock: Any) -> None:
@@ -173,8 +153,6 @@ def connect(client: paho.Client, settings: TransportSettings) -> None:
     Raises:
         OSError: unreachable, or the TLS handshake failed.
     """
-    if isinstance(client, TolerantClient):
-        client.forget_read_ahead()
     if client.host:
         client.reconnect()
         return
@@ -236,22 +214,21 @@ class Waker:
         with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody to wake
             self._writer.send(b"\0")
 
-    def wait(self, sock: socket.socket, *, reading: bool, writing: bool, block: bool) -> int:
-        """Waits for `sock`, a wake-up, or a tick.
+    def wait(self, sock: socket.socket, *, reading: bool, writing: bool, timeout_seconds: float) -> bool:
+        """Waits for `sock` or a wake-up, for as long, and a tick at most.
 
-        Returns: `poll`'s events of `sock`, 0 if there are none.
+        Returns: whether there is something to be read of `sock`, or it has ended.
         """
-        poll = (
-            select.poll()
-        )  # not select(): file descriptors of 1024 and above are common in tests and fleets
+        # Not select(): file descriptors of 1024 and above are common in tests and fleets.
+        poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         poll.register(sock, (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0))
-        ready = dict(poll.poll(_TICK_MILLISECONDS if block else 0))
+        ready = dict(poll.poll(max(0, min(timeout_seconds * 1000, _TICK_MILLISECONDS))))
         if ready.pop(self._reader.fileno(), 0):
             self._woken = False  # before the pipe is emptied and work is looked for: no call is lost
             with contextlib.suppress(BlockingIOError):
                 self._reader.recv(4096)
-        return ready.get(sock.fileno(), 0)
+        return bool(ready.get(sock.fileno(), 0) & (select.POLLIN | select.POLLHUP | select.POLLERR))
 
     def close(self) -> None:
         """Gives its sockets back; the thread has ended."""

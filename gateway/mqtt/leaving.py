@@ -18,6 +18,7 @@ from gateway.mqtt import connection
 from gateway.mqtt.client import Transport
 from gateway.mqtt.connection import TransportSettings
 from gateway.mqtt.listening import BrokerAwayError
+from gateway.mqtt.packets import Published
 from provisioning.topics import Down
 
 _ANSWER_SECONDS: Final = 10.0
@@ -55,11 +56,12 @@ class LeavingTransport(Transport):
         super()._subscribed(client, data, mid, reasons, more)
         client.publish(self._marker, b"", qos=1)
 
-    def _message(self, client: paho.Client, data: Any, message: paho.MQTTMessage) -> None:
-        if message.topic != self._marker:
-            super()._message(client, data, message)
+    def _take(self, published: Published) -> None:
+        if published.topic != self._marker:
+            super()._take(published)
             return
-        client.ack(message.mid, message.qos)
+        assert self._session is not None
+        self._session.acknowledge(published.mid)
         self._heard_in = self._generation
 
 

@@ -26,7 +26,7 @@ STAGES: Final = (
 """`send` writes replies and acknowledgements to the socket; `between` is the rest of the worker's thread."""
 
 _WRAPPED: Final = (
-    ("gateway.mqtt.client", "Transport", "_read", "receive"),
+    ("gateway.mqtt.session", "Session", "read", "receive"),
     ("gateway.prover", "Prover", "parse", "parse"),
     ("gateway.prover", "Prover", "verify", "verify"),
     ("store.facts", "", "load_working_set", "load"),

@@ -249,18 +249,19 @@ def test_a_packet_far_above_the_limit_ends_the_connection(
     assert [incoming.payload for incoming in take(gateway, 1)] == [b"own"]
 
 
-def test_a_packet_that_paho_cannot_read_does_not_stop_the_gateway(
+def test_a_packet_that_paho_refuses_is_read_as_any_other(
     installed_broker: InstalledBroker, issue: Issue, gateway: Transport
 ) -> None:
     generation = gateway.stats().generation
-    poison = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    poison.UserProperty = ("name", "\ufeff")  # mosquitto passes it on
+    odd = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    odd.UserProperty = ("name", "\ufeff")  # mosquitto passes it on
+    odd.CorrelationData = b"\x07"
     with Party(installed_broker, issue("p-1")) as device:
-        assert device.publish("fg/v1/p-1/hello", b"poison", properties=poison) == 0
+        assert device.publish("fg/v1/p-1/hello", b"odd", properties=odd) == 0
         device.publish("fg/v1/p-1/hello", b"own")
-    assert [incoming.payload for incoming in take(gateway, 1)] == [b"own"]
+    assert [(one.payload, one.correlation) for one in take(gateway, 2)] == [(b"odd", b"\x07"), (b"own", None)]
     stats = gateway.stats()
-    assert (stats.unreadable, stats.generation) == (1, generation)
+    assert (stats.unreadable, stats.generation) == (0, generation)
 
 
 def take_all(transport: Transport) -> None:
