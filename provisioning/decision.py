@@ -5,15 +5,14 @@ does either. The explanation an operator reads is the very list of rules the dec
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from provisioning.errors import RejectReason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One check of a decision, in the order in which it was made.
+class Rule(NamedTuple):
+    """One check of a decision, in the order in which it was made; a tuple, because every hello makes half a dozen.
 
     `passed` is None where an earlier rule ended the decision before this one was reached. `changes_at` is
     the next time at which the outcome would differ by itself (a validity that ends), in UTC.

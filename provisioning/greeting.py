@@ -7,6 +7,8 @@ proven goes to the inbox and is counted; one that only lacks freshness gets a ch
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
+from typing import Final
 
 from provisioning.decision import Rule
 from provisioning.devices import Credential, CredentialState, Device, DeviceState
@@ -208,17 +210,30 @@ def _end_replaced(credential: Credential, facts: WorkingSet) -> None:
             facts.save_credential(replace(old, state=CredentialState.REPLACED))
 
 
+_SAID_FIELDS: Final = (
+    "attributes",
+    "hardware_model",
+    "hardware_revision",
+    "firmware_version",
+    "firmware_bundle_seq",
+    "time_zone",
+)
+_SAID: Final = attrgetter(*_SAID_FIELDS)
+
+
 def _report(facts: WorkingSet, device: Device, hello: Hello, now: datetime) -> Device:
     """What the device says of itself, kept, and its running version counted."""
-    reported = replace(
-        device,
-        attributes=tuple(sorted(hello.attributes.items())),
-        hardware_model=hello.hardware.model,
-        hardware_revision=hello.hardware.revision,
-        firmware_version=hello.firmware.version,
-        firmware_bundle_seq=hello.firmware.bundle_seq,
-        time_zone=hello.time_zone if hello.time_zone is not None else device.time_zone,
+    said = (
+        tuple(sorted(hello.attributes.items())),
+        hello.hardware.model,
+        hello.hardware.revision,
+        hello.firmware.version,
+        hello.firmware.bundle_seq,
+        hello.time_zone if hello.time_zone is not None else device.time_zone,
     )
+    reported = device
+    if said != _SAID(device):  # most say what they said before
+        reported = replace(device, **dict(zip(_SAID_FIELDS, said, strict=True)))
     seq = running_seq(reported, facts.registry.versions.get(device.product_id, {}))
     if seq > reported.highest_bundle_seq:
         reported = replace(reported, highest_bundle_seq=seq)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from provisioning.attempts import UNSUCCESSFUL, AttemptState
 from provisioning.ids import AttemptId, BundleId, CohortId, DeviceId, ProductId
@@ -112,9 +112,11 @@ class AttemptMark:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One thing that happened to one device, to a stranger at one product, or to a rollout (`source_id`)."""
+class Event(NamedTuple):
+    """One thing that happened to one device, to a stranger at one product, or to a rollout (`source_id`).
+
+    A tuple, because every hello makes two.
+    """
 
     at: datetime
     kind: str

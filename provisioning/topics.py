@@ -24,7 +24,7 @@ class Up(StrEnum):
     PRESENCE = "presence"
 
 
-_UP_VERBS: Final = frozenset(verb.value for verb in Up)
+_UP_VERBS: Final = {verb.value: verb for verb in Up}
 
 
 class Down(StrEnum):
@@ -57,9 +57,10 @@ def parse_up(topic: str, prefix: str = DEFAULT_PREFIX) -> UpTopic | None:
     if not topic.startswith(head):
         return None
     name, slash, verb = topic[len(head) :].partition("/")
-    if not slash or not is_topic_name(name) or verb not in _UP_VERBS:
+    up = _UP_VERBS.get(verb)
+    if not slash or up is None or not is_topic_name(name):
         return None
-    return UpTopic(name=TopicName(name), verb=Up(verb))
+    return UpTopic(name=TopicName(name), verb=up)
 
 
 def topic_of(name: TopicName, verb: Up | Down, prefix: str = DEFAULT_PREFIX) -> str:

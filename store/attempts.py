@@ -10,12 +10,7 @@ import sqlalchemy as sa
 from provisioning.attempts import Attempt, AttemptState, Timeouts
 from provisioning.devices import DeviceState
 from provisioning.ids import (
-    AttemptId,
-    BundleId,
-    CohortId,
     DeviceId,
-    OverrideId,
-    ProductId,
     RolloutId,
     TopicName,
 )
@@ -24,6 +19,7 @@ from provisioning.pacing import MINUTE, Flight
 from store.database import Transaction, parts
 from store.firmware_schema import artifacts, attempts, bundle_artifacts
 from store.prepared import run_many
+from store.rows import RowReader, by_value
 from store.schema import devices
 from store.times import from_ms, to_ms
 
@@ -31,6 +27,27 @@ Row = dict[str, Any]
 _OPEN: Final = sa.select(attempts).where(
     attempts.c.device_id.in_(sa.bindparam("values", expanding=True)), attempts.c.finished_at.is_(None)
 )
+_TIMEOUTS: Final = ("accept_seconds", "step_seconds", "total_seconds")
+
+
+def _make_attempt(**values: Any) -> Attempt:
+    timeouts = Timeouts(**{name: values.pop(name) for name in _TIMEOUTS})
+    return Attempt(timeouts=timeouts, **values)
+
+
+read_attempt: Final = RowReader(
+    _make_attempt,
+    attempts,
+    {
+        "state": by_value(AttemptState),
+        "offered_at": from_ms,
+        "stepped_at": from_ms,
+        "defer_until": from_ms,
+        "finished_at": from_ms,
+    },
+    takes=[column.name for column in attempts.columns if column.name != "times_out_at"],
+)
+"""A row that begins with `attempts` as its type."""
 
 
 def load_open(tx: Transaction, device_ids: Iterable[DeviceId]) -> dict[DeviceId, Attempt]:
@@ -38,7 +55,8 @@ def load_open(tx: Transaction, device_ids: Iterable[DeviceId]) -> dict[DeviceId,
     found: dict[DeviceId, Attempt] = {}
     for part in parts(sorted(device_ids)):
         for row in tx.connection.execute(_OPEN, {"values": part}):
-            found[DeviceId(row.device_id)] = read_attempt(row)
+            attempt = read_attempt(row)
+            found[attempt.device_id] = attempt
     return found
 
 
@@ -268,35 +286,3 @@ def _row(attempt: Attempt) -> Row:
         "finished_at": None if attempt.finished_at is None else to_ms(attempt.finished_at),
         "times_out_at": None if attempt.times_out_at is None else to_ms(attempt.times_out_at),
     }
-
-
-def read_attempt(row: sa.Row[Any]) -> Attempt:
-    """A row of `attempts` as its type."""
-    return Attempt(
-        id=AttemptId(row.id),
-        device_id=DeviceId(row.device_id),
-        product_id=ProductId(row.product_id),
-        cohort_id=None if row.cohort_id is None else CohortId(row.cohort_id),
-        rollout_id=None if row.rollout_id is None else RolloutId(row.rollout_id),
-        override_id=None if row.override_id is None else OverrideId(row.override_id),
-        bundle_id=BundleId(row.bundle_id),
-        bundle_version=row.bundle_version,
-        bundle_seq=row.bundle_seq,
-        hardware_model=row.hardware_model,
-        from_version=row.from_version,
-        from_boot=row.from_boot,
-        state=AttemptState(row.state),
-        revision=row.revision,
-        timeouts=Timeouts(
-            accept_seconds=row.accept_seconds,
-            step_seconds=row.step_seconds,
-            total_seconds=row.total_seconds,
-        ),
-        offered_at=from_ms(row.offered_at),
-        stepped_at=from_ms(row.stepped_at),
-        percent=row.percent,
-        reason=row.reason,
-        detail=row.detail,
-        defer_until=from_ms(row.defer_until),
-        finished_at=from_ms(row.finished_at),
-    )

@@ -17,20 +17,12 @@ from provisioning.devices import (
     Device,
     DeviceState,
 )
-from provisioning.ids import (
-    AuthorityId,
-    CohortId,
-    CredentialId,
-    DeviceId,
-    Fingerprint,
-    KeyId,
-    ProductId,
-    TopicName,
-)
+from provisioning.ids import DeviceId, KeyId, ProductId, TopicName
 from provisioning.working import Registry, WorkingSet
 from store import attempts
 from store.database import Transaction, parts
 from store.registry import load_registry
+from store.rows import RowReader, by_value
 from store.schema import brokers, connections, credentials, devices, products
 from store.times import from_ms
 
@@ -49,6 +41,36 @@ _CONNECTION: Final = tuple(
 """The columns of a connection beside those of its device."""
 _DEVICES: Final = sa.select(devices, *_CONNECTION).select_from(
     devices.outerjoin(connections, connections.c.device_id == devices.c.id)
+)
+_CONNECTION_AT: Final = len(devices.columns)
+read_device: Final = RowReader(
+    Device,
+    devices,
+    {
+        "state": by_value(DeviceState),
+        "created_at": from_ms,
+        "tags": tuple,
+        "attributes": lambda found: tuple(sorted(found.items())),
+        "new_key_until": from_ms,
+    },
+)
+"""A row that begins with `devices` as its type."""
+read_credential: Final = RowReader(
+    Credential,
+    credentials,
+    {
+        "state": by_value(CredentialState),
+        "not_before": from_ms,
+        "not_after": from_ms,
+        "created_at": from_ms,
+    },
+)
+"""A row of `credentials` as its type."""
+_read_connection: Final = RowReader(
+    Connection,
+    connections,
+    {"state": by_value(ConnectionState), "opened_at": from_ms, "heard_by": from_ms},
+    start=_CONNECTION_AT,
 )
 _DEVICES_BY_ID: Final = _DEVICES.where(devices.c.id.in_(_VALUES))
 _DEVICES_BY_TOPIC: Final = _DEVICES.where(
@@ -126,8 +148,8 @@ def _load_devices(
         for row in tx.connection.execute(statement, {"values": part, **more}):
             device = read_device(row)
             facts.index(device)
-            if row.conn is not None:
-                facts.connections[device.id] = read_connection(row)
+            if row[_CONNECTION_AT] is not None:
+                facts.connections[device.id] = _read_connection(row)
 
 
 def _load_other_credentials(tx: Transaction, facts: WorkingSet) -> None:
@@ -161,75 +183,4 @@ def load_devices(
         identifiers=(),
         topic_names=(),
         device_ids=device_ids,
-    )
-
-
-def read_device(row: sa.Row[Any]) -> Device:
-    """A row of `devices` as its type."""
-    return Device(
-        id=DeviceId(row.id),
-        product_id=ProductId(row.product_id),
-        cohort_id=None if row.cohort_id is None else CohortId(row.cohort_id),
-        identifier=row.identifier,
-        broker=row.broker,
-        topic_name=None if row.topic_name is None else TopicName(row.topic_name),
-        state=DeviceState(row.state),
-        created_at=from_ms(row.created_at),
-        cohort_pinned=row.cohort_pinned,
-        tags=tuple(row.tags),
-        attributes=tuple(sorted(row.attributes.items())),
-        hardware_model=row.hardware_model,
-        hardware_revision=row.hardware_revision,
-        firmware_version=row.firmware_version,
-        firmware_bundle_seq=row.firmware_bundle_seq,
-        highest_bundle_seq=row.highest_bundle_seq,
-        time_zone=row.time_zone,
-        updates_enabled=row.updates_enabled,
-        new_key_until=from_ms(row.new_key_until),
-    )
-
-
-def read_credential(row: sa.Row[Any]) -> Credential:
-    """A row of `credentials` as its type."""
-    return Credential(
-        id=CredentialId(row.id),
-        device_id=DeviceId(row.device_id),
-        product_id=ProductId(row.product_id),
-        authority_id=AuthorityId(row.authority_id),
-        key_id=KeyId(row.key_id),
-        spki=row.spki,
-        state=CredentialState(row.state),
-        topic_name=TopicName(row.topic_name),
-        certificate=row.certificate,
-        fingerprint=Fingerprint(row.fingerprint),
-        not_before=from_ms(row.not_before),
-        not_after=from_ms(row.not_after),
-        created_at=from_ms(row.created_at),
-        last_ts=row.last_ts,
-        last_nonce=row.last_nonce,
-        last_boot=row.last_boot,
-        previous_boot=row.previous_boot,
-        boot_returns=row.boot_returns,
-        hellos=row.hellos,
-        replaces_id=None if row.replaces_id is None else CredentialId(row.replaces_id),
-    )
-
-
-def read_connection(row: sa.Row[Any]) -> Connection:
-    """A row with `_CONNECTION` as its type."""
-    return Connection(
-        device_id=DeviceId(row.device_id),
-        conn=row.conn,
-        boot=row.boot,
-        key_id=KeyId(row.key_id),
-        state=ConnectionState(row.connection_state),
-        stays=row.stays,
-        broker=row.connection_broker,
-        epoch=row.epoch,
-        worker=row.worker,
-        opened_at=from_ms(row.opened_at),
-        heard_by=from_ms(row.heard_by),
-        seq=row.seq,
-        seq_window=row.seq_window,
-        will_seen=row.will_seen,
     )

@@ -138,9 +138,9 @@ def verify_(
     ok = first_failed(rules) is None
     if as_json:
         shown = None if checked.statement is None else _shown(checked.statement, checked.digest, envelope)
-        print_json({"ok": ok, "bundle": shown, "rules": [asdict(rule) for rule in rules]})
+        print_json({"ok": ok, "bundle": shown, "rules": [rule._asdict() for rule in rules]})
     else:
-        print_rules(asdict(rule) for rule in rules)
+        print_rules(rule._asdict() for rule in rules)
         if checked.statement is not None:
             print_object(_shown(checked.statement, checked.digest, envelope), as_json=False)
     if not ok:
