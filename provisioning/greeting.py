@@ -210,7 +210,7 @@ def _end_replaced(credential: Credential, facts: WorkingSet) -> None:
             facts.save_credential(replace(old, state=CredentialState.REPLACED))
 
 
-_SAID_FIELDS: Final = (
+_SAID: Final = attrgetter(
     "attributes",
     "hardware_model",
     "hardware_revision",
@@ -218,22 +218,25 @@ _SAID_FIELDS: Final = (
     "firmware_bundle_seq",
     "time_zone",
 )
-_SAID: Final = attrgetter(*_SAID_FIELDS)
 
 
 def _report(facts: WorkingSet, device: Device, hello: Hello, now: datetime) -> Device:
     """What the device says of itself, kept, and its running version counted."""
-    said = (
-        tuple(sorted(hello.attributes.items())),
-        hello.hardware.model,
-        hello.hardware.revision,
-        hello.firmware.version,
-        hello.firmware.bundle_seq,
-        hello.time_zone if hello.time_zone is not None else device.time_zone,
-    )
+    attributes = tuple(sorted(hello.attributes.items()))
+    hardware, firmware = hello.hardware, hello.firmware
+    zone = hello.time_zone if hello.time_zone is not None else device.time_zone
     reported = device
+    said = (attributes, hardware.model, hardware.revision, firmware.version, firmware.bundle_seq, zone)
     if said != _SAID(device):  # most say what they said before
-        reported = replace(device, **dict(zip(_SAID_FIELDS, said, strict=True)))
+        reported = replace(
+            device,
+            attributes=attributes,
+            hardware_model=hardware.model,
+            hardware_revision=hardware.revision,
+            firmware_version=firmware.version,
+            firmware_bundle_seq=firmware.bundle_seq,
+            time_zone=zone,
+        )
     seq = running_seq(reported, facts.registry.versions.get(device.product_id, {}))
     if seq > reported.highest_bundle_seq:
         reported = replace(reported, highest_bundle_seq=seq)

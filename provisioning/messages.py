@@ -4,7 +4,6 @@ What is read here is well formed and nothing more: who sent it is `verification`
 fresh is `freshness`'s, and what follows is `enrollment`'s and `sessions`'.
 """
 
-import base64
 import binascii
 import json
 from collections.abc import Mapping
@@ -197,8 +196,8 @@ def decode_chain(hello: Hello) -> tuple[bytes, ...]:
         MessageError: MALFORMED_MESSAGE, a member is not base64.
     """
     try:
-        return tuple(base64.b64decode(member, validate=True) for member in hello.chain)
-    except (binascii.Error, ValueError) as error:
+        return tuple([binascii.a2b_base64(member, strict_mode=True) for member in hello.chain])
+    except ValueError as error:  # binascii.Error is one
         raise MessageError(RejectReason.MALFORMED_MESSAGE, "chain: a member is not base64") from error
 
 
