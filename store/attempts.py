@@ -18,14 +18,17 @@ from provisioning.offers import Tries
 from provisioning.pacing import MINUTE, Flight
 from store.database import Transaction, parts
 from store.firmware_schema import artifacts, attempts, bundle_artifacts
-from store.prepared import run_many
+from store.prepared import Query, run_many
 from store.rows import RowReader, by_value
 from store.schema import devices
 from store.times import from_ms, to_ms
 
 Row = dict[str, Any]
-_OPEN: Final = sa.select(attempts).where(
-    attempts.c.device_id.in_(sa.bindparam("values", expanding=True)), attempts.c.finished_at.is_(None)
+_OPEN: Final = Query(
+    "attempts.open",
+    sa.select(attempts).where(
+        attempts.c.device_id.in_(sa.bindparam("values", expanding=True)), attempts.c.finished_at.is_(None)
+    ),
 )
 _TIMEOUTS: Final = ("accept_seconds", "step_seconds", "total_seconds")
 
@@ -54,7 +57,7 @@ def load_open(tx: Transaction, device_ids: Iterable[DeviceId]) -> dict[DeviceId,
     """The open attempts of devices."""
     found: dict[DeviceId, Attempt] = {}
     for part in parts(sorted(device_ids)):
-        for row in tx.connection.execute(_OPEN, {"values": part}):
+        for row in _OPEN.rows(tx, values=part):
             attempt = read_attempt(row)
             found[attempt.device_id] = attempt
     return found

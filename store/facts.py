@@ -21,19 +21,29 @@ from provisioning.ids import DeviceId, KeyId, ProductId, TopicName
 from provisioning.working import Registry, WorkingSet
 from store import attempts
 from store.database import Transaction, parts
+from store.prepared import Query
 from store.registry import load_registry
 from store.rows import RowReader, by_value
 from store.schema import brokers, connections, credentials, devices, products
 from store.times import from_ms
 
-# Statements are made once: to make one, and to find it among those that are compiled, takes longer than to run it.
 _VALUES: Final[sa.BindParameter[Any]] = sa.bindparam("values", expanding=True)
-_CREDENTIALS: Final = sa.select(credentials).where(credentials.c.key_id.in_(_VALUES))
-_OTHER_CREDENTIALS: Final = sa.select(credentials).where(
-    credentials.c.device_id.in_(_VALUES), credentials.c.key_id.not_in(sa.bindparam("known", expanding=True))
+_CREDENTIALS: Final = Query(
+    "credentials.by_key", sa.select(credentials).where(credentials.c.key_id.in_(_VALUES))
 )
-_EPOCH: Final = sa.select(brokers.c.epoch).where(brokers.c.name == sa.bindparam("broker"))
-_ENROLLED: Final = sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(_VALUES))
+_OTHER_CREDENTIALS: Final = Query(
+    "credentials.others",
+    sa.select(credentials).where(
+        credentials.c.device_id.in_(_VALUES),
+        credentials.c.key_id.not_in(sa.bindparam("known", expanding=True)),
+    ),
+)
+_EPOCH: Final = Query(
+    "brokers.epoch", sa.select(brokers.c.epoch).where(brokers.c.name == sa.bindparam("broker"))
+)
+_ENROLLED: Final = Query(
+    "products.enrolled", sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(_VALUES))
+)
 _CONNECTION: Final = tuple(
     column.label(f"connection_{column.name}") if column.name in devices.c else column
     for column in connections.c
@@ -72,12 +82,14 @@ _read_connection: Final = RowReader(
     {"state": by_value(ConnectionState), "opened_at": from_ms, "heard_by": from_ms},
     start=_CONNECTION_AT,
 )
-_DEVICES_BY_ID: Final = _DEVICES.where(devices.c.id.in_(_VALUES))
-_DEVICES_BY_TOPIC: Final = _DEVICES.where(
-    devices.c.broker == sa.bindparam("broker"), devices.c.topic_name.in_(_VALUES)
+_DEVICES_BY_ID: Final = Query("devices.by_id", _DEVICES.where(devices.c.id.in_(_VALUES)))
+_DEVICES_BY_TOPIC: Final = Query(
+    "devices.by_topic",
+    _DEVICES.where(devices.c.broker == sa.bindparam("broker"), devices.c.topic_name.in_(_VALUES)),
 )
-_DEVICES_BY_IDENTIFIER: Final = _DEVICES.where(
-    devices.c.product_id == sa.bindparam("product"), devices.c.identifier.in_(_VALUES)
+_DEVICES_BY_IDENTIFIER: Final = Query(
+    "devices.by_identifier",
+    _DEVICES.where(devices.c.product_id == sa.bindparam("product"), devices.c.identifier.in_(_VALUES)),
 )
 
 
@@ -85,7 +97,7 @@ def load_credentials(tx: Transaction, keys: Iterable[KeyId]) -> dict[KeyId, Cred
     """The credentials of those keys that are known."""
     found: dict[KeyId, Credential] = {}
     for part in parts(sorted(keys)):
-        for row in tx.connection.execute(_CREDENTIALS, {"values": part}):
+        for row in _CREDENTIALS.rows(tx, values=part):
             credential = read_credential(row)
             found[credential.key_id] = credential
     return found
@@ -93,7 +105,7 @@ def load_credentials(tx: Transaction, keys: Iterable[KeyId]) -> dict[KeyId, Cred
 
 def load_epoch(tx: Transaction, broker: str) -> int:
     """How often the broker is known to have restarted."""
-    value = tx.connection.execute(_EPOCH, {"broker": broker}).scalar()
+    value = _EPOCH.value(tx, broker=broker)
     return 0 if value is None else int(value)
 
 
@@ -135,17 +147,16 @@ def load_working_set(
     _load_other_credentials(tx, facts)
     facts.attempts = attempts.load_open(tx, facts.devices)
     if by_product:
-        rows = tx.connection.execute(_ENROLLED, {"values": sorted(by_product)})
-        facts.enrolled = {ProductId(row.id): row.enrolled for row in rows}
+        facts.enrolled = dict(_ENROLLED.rows(tx, values=sorted(by_product)))
     return facts
 
 
 def _load_devices(
-    tx: Transaction, facts: WorkingSet, statement: sa.Select[Any], values: Collection[Any], **more: object
+    tx: Transaction, facts: WorkingSet, query: Query, values: Collection[Any], **more: object
 ) -> None:
     """Devices, each with its connection."""
     for part in parts(sorted(values)):
-        for row in tx.connection.execute(statement, {"values": part, **more}):
+        for row in query.rows(tx, values=part, **more):
             device = read_device(row)
             facts.index(device)
             if row[_CONNECTION_AT] is not None:
@@ -157,7 +168,7 @@ def _load_other_credentials(tx: Transaction, facts: WorkingSet) -> None:
     settled = {one.device_id for one in facts.credentials.values() if one.replaces_id is None}
     known = sorted(facts.credentials)
     for part in parts(sorted(facts.devices.keys() - settled)):
-        for row in tx.connection.execute(_OTHER_CREDENTIALS, {"values": part, "known": known}):
+        for row in _OTHER_CREDENTIALS.rows(tx, values=part, known=known):
             facts.index_credential(read_credential(row))
 
 

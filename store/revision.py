@@ -5,15 +5,16 @@ from typing import Final
 import sqlalchemy as sa
 
 from store.database import Transaction
+from store.prepared import Query
 from store.schema import revisions
 
 _NAME: Final = "registry"
-_LOAD: Final = sa.select(revisions.c.value).where(revisions.c.name == _NAME)
+_LOAD: Final = Query("revision", sa.select(revisions.c.value).where(revisions.c.name == _NAME))
 
 
 def load_revision(tx: Transaction) -> int:
     """How often products, cohorts or CAs have changed."""
-    value = tx.connection.execute(_LOAD).scalar()
+    value = _LOAD.value(tx)
     return 0 if value is None else int(value)
 
 

@@ -5,7 +5,7 @@ Columns are read by position: SQLAlchemy takes as long to look one up by its nam
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar
@@ -44,7 +44,7 @@ class RowReader(Generic[Made]):
         self._converters: Final = tuple(converters.items())
         self._part: Final = slice(start, start + len(self._names))
 
-    def __call__(self, row: sa.Row[Any]) -> Made:
+    def __call__(self, row: Sequence[Any]) -> Made:
         values: dict[str, Any] = dict(zip(self._names, row[self._part], strict=True))
         for name in self._left_out:
             del values[name]
