@@ -5,6 +5,7 @@ On SIGTERM it stops reading, works what it has, commits, publishes, acknowledges
 
 import contextlib
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -41,6 +42,7 @@ from store.ids import new_id
 from store.times import now_utc
 
 log: Final = structlog.get_logger()
+_COLLECT_AFTER: Final = 50_000  # objects that were made and have not ended
 
 
 def run(settings: Settings, *, retire_on_exit: bool = False) -> int:
@@ -76,6 +78,7 @@ def run(settings: Settings, *, retire_on_exit: bool = False) -> int:
             ) from error
         gateway = Gateway(settings, database, own)
         gateway.start()
+        spare_collections()
         _notify("READY=1")
         log.info(
             "gateway_ready",
@@ -314,6 +317,17 @@ def _locked(directory: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise SetupError(f"state directory {directory} cannot be used: {error}") from error
+
+
+def spare_collections() -> None:
+    """Has the garbage collector leave alone what stays, and look less often at what comes and goes.
+
+    A batch holds some 10,000 objects, which end without it. By Python's own thresholds it looked at them twenty times
+    a batch, and now and then at the libraries' 150,000 as well, which takes 50 ms while devices wait (measured).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 50)
 
 
 def _notify(state: str) -> None:

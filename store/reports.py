@@ -12,6 +12,7 @@ from provisioning.rollouts import Rollout
 from provisioning.statistics import ALL_TIME, FLOWS, EventKind, Per, success_rate
 from store.database import Transaction
 from store.firmware_schema import bundles
+from store.prepared import Query
 from store.schema import cohorts, counters, credentials, events, inbox, products
 from store.times import from_ms, to_ms
 
@@ -27,49 +28,25 @@ def load_figures(
         state, `outcomes` of attempts, `failures` by reason, and the same by `cohorts`. A product also has
         `updates`: the success rate by `bundles` (version), `rollouts` (id) and `hardware` (model).
     """
-    scope = products.c.organization_id == organization_id
+    queries = _ALL_PRODUCTS if product is None else _ONE_PRODUCT
+    scope: dict[str, object] = {"organization": organization_id}
     if product is not None:
-        scope = sa.and_(scope, products.c.name == product)
-    value = sa.func.sum(counters.c.value).label("value")
-    rows = tx.connection.execute(
-        sa.select(
-            products.c.name.label("product"),
-            cohorts.c.name.label("cohort"),
-            counters.c.name,
-            counters.c.word,
-            value,
-        )
-        .select_from(
-            counters.join(products, products.c.id == counters.c.product_id).outerjoin(
-                cohorts, cohorts.c.id == counters.c.cohort_id
-            )
-        )
-        .where(scope, counters.c.bucket == ALL_TIME)
-        .group_by(products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
-        .order_by(products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
-    )
+        scope["product"] = product
     total = _empty()
-    names = tx.connection.execute(sa.select(products.c.name).where(scope)).scalars()
-    by_product: dict[str, dict[str, Any]] = {name: {**_empty(), "cohorts": {}} for name in sorted(names)}
+    names = sorted(name for (name,) in queries.names.rows(tx, **scope))
+    by_product: dict[str, dict[str, Any]] = {name: {**_empty(), "cohorts": {}} for name in names}
     ends: dict[tuple[str, str], dict[str, dict[str, int]]] = {}
-    for row in rows:
-        if row.name in _KEYED:
-            key, _, state = row.word.rpartition("/")
-            of_key = ends.setdefault((row.product, row.name), {}).setdefault(key, {})
-            of_key[state] = of_key.get(state, 0) + int(row.value)
+    for product_name, cohort_name, name, word, value in queries.counted.rows(tx, **scope):
+        if name in _KEYED:
+            key, _, state = word.rpartition("/")
+            of_key = ends.setdefault((product_name, name), {}).setdefault(key, {})
+            of_key[state] = of_key.get(state, 0) + int(value)
             continue
-        figures_of = by_product[row.product]
-        cohort = figures_of["cohorts"].setdefault(row.cohort or "none", _empty())
+        figures_of = by_product[product_name]
+        cohort = figures_of["cohorts"].setdefault(cohort_name or "none", _empty())
         for figures in (total, figures_of, cohort):
-            _add(figures, row.name, row.word, int(row.value))
-    versions = {
-        str(row.id): row.version
-        for row in tx.connection.execute(
-            sa.select(bundles.c.id, bundles.c.version)
-            .join(products, products.c.id == bundles.c.product_id)
-            .where(scope)
-        )
-    }
+            _add(figures, name, word, int(value))
+    versions = {str(number): version for number, version in queries.versions.rows(tx, **scope)}
     for name, figures_of in by_product.items():
         figures_of["updates"] = {
             plural: {
@@ -79,6 +56,37 @@ def load_figures(
             for kind, plural in _KEYED.items()
         }
     return {"totals": total, "products": by_product}
+
+
+class _Queries:
+    """What `load_figures` asks, of all products of an organization or of one: compiled once, read by position."""
+
+    def __init__(self, which: str, *more: sa.ColumnElement[bool]) -> None:
+        scope = sa.and_(products.c.organization_id == sa.bindparam("organization"), *more)
+        by = (products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
+        self.names: Final = Query(f"figures.names.{which}", sa.select(products.c.name).where(scope))
+        self.counted: Final = Query(
+            f"figures.counted.{which}",
+            sa.select(*by, sa.func.sum(counters.c.value))
+            .select_from(
+                counters.join(products, products.c.id == counters.c.product_id).outerjoin(
+                    cohorts, cohorts.c.id == counters.c.cohort_id
+                )
+            )
+            .where(scope, counters.c.bucket == ALL_TIME)
+            .group_by(*by)
+            .order_by(*by),
+        )
+        self.versions: Final = Query(
+            f"figures.versions.{which}",
+            sa.select(bundles.c.id, bundles.c.version)
+            .join(products, products.c.id == bundles.c.product_id)
+            .where(scope),
+        )
+
+
+_ALL_PRODUCTS: Final = _Queries("all")
+_ONE_PRODUCT: Final = _Queries("one", products.c.name == sa.bindparam("product"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -220,6 +220,7 @@ def test_an_override_goes_before_every_rollout(running: Running, fresh: Any, sen
 
 
 def test_a_bundle_that_is_not_in_order_is_refused_with_its_own_reason(running: Running, sensor: str) -> None:
+    push(running, sensor)
     statement = push(running, sensor)
     other = ec.generate_private_key(ec.SECP256R1())
     cases = {
@@ -228,9 +229,7 @@ def test_a_bundle_that_is_not_in_order_is_refused_with_its_own_reason(running: R
         "bundle_exists": sign(KEY, BundleStatement(**{**_members(statement), "notes": "other"})),
         "bundle_seq": sign(
             KEY, BundleStatement(**{**_members(statement), "version": "9.9.9", "bundle_seq": 1})
-        )
-        if statement.bundle_seq > 1
-        else b"",
+        ),
         "bundle_product": sign(KEY, BundleStatement(**{**_members(statement), "product": "lamp"})),
     }
     with running.api() as api:

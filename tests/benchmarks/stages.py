@@ -132,7 +132,7 @@ def _serve(side: Side, settings_file: str, environment: dict[str, str], log: str
     os.environ.update(environment)
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     from gateway import logs
-    from gateway.service import Gateway
+    from gateway.service import Gateway, spare_collections
     from gateway.settings import Settings
     from store.database import Database
 
@@ -146,6 +146,7 @@ def _serve(side: Side, settings_file: str, environment: dict[str, str], log: str
     database = Database(settings.database.url)
     gateway = Gateway(settings, database)
     gateway.start()
+    spare_collections()
     assert gateway.transport.wait_ready(30)
     side.say_ready()
     while side.asked() == "snapshot":
