@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from broker_fixtures import DEADLINE_SECONDS, wait_until
 from cryptography.hazmat.primitives.asymmetric import ec
 from databases import new_url
-from firmware import KEY, KEYS, attempts_of, make_product, push, roll_out, state_of
+from firmware import KEY, KEYS, SEQUENCE, attempts_of, make_product, push, roll_out, state_of
 from running import Running, TestDevice, random_name, running_gateway
 
 from gateway import scheduler
@@ -220,7 +220,7 @@ def test_an_override_goes_before_every_rollout(running: Running, fresh: Any, sen
 
 
 def test_a_bundle_that_is_not_in_order_is_refused_with_its_own_reason(running: Running, sensor: str) -> None:
-    push(running, sensor)
+    left_out = next(SEQUENCE)
     statement = push(running, sensor)
     other = ec.generate_private_key(ec.SECP256R1())
     cases = {
@@ -228,7 +228,7 @@ def test_a_bundle_that_is_not_in_order_is_refused_with_its_own_reason(running: R
         "signing_key_unknown": sign(other, statement),
         "bundle_exists": sign(KEY, BundleStatement(**{**_members(statement), "notes": "other"})),
         "bundle_seq": sign(
-            KEY, BundleStatement(**{**_members(statement), "version": "9.9.9", "bundle_seq": 1})
+            KEY, BundleStatement(**{**_members(statement), "version": "9.9.9", "bundle_seq": left_out})
         ),
         "bundle_product": sign(KEY, BundleStatement(**{**_members(statement), "product": "lamp"})),
     }
