@@ -92,7 +92,11 @@ def run_many(tx: Transaction, name: str, make: Callable[[], sa.Executable], rows
         return
     compiled = _compiled(tx, name, make, list(rows[0]))
     with _cursor(tx, compiled.sql) as cursor:
-        cursor.executemany(compiled.sql, compiled.parameters(rows))
+        parameters = compiled.parameters(rows)
+        if len(parameters) == 1:  # psycopg opens a pipeline for many, which costs more than one statement
+            cursor.execute(compiled.sql, parameters[0])
+        else:
+            cursor.executemany(compiled.sql, parameters)
 
 
 class Query:
@@ -139,12 +143,34 @@ def _compiled(
 
 
 @contextlib.contextmanager
+def together(tx: Transaction) -> Iterator[None]:
+    """Sends what is written in the block without waiting for each answer; PostgreSQL's pipeline mode.
+
+    What the database refuses is raised at the end of the block at the latest, and no count of rows is known in it.
+    """
+    if tx.is_sqlite:
+        yield
+        return
+    with _translated(tx, "a pipeline", None), tx.connection.connection.driver_connection.pipeline():  # type: ignore[union-attr]
+        yield
+
+
+@contextlib.contextmanager
 def _cursor(tx: Transaction, sql: str) -> Iterator[Any]:
     """A cursor of the driver's own; its errors become SQLAlchemy's, as everywhere in the store."""
-    connection, dialect = tx.connection, tx.connection.dialect
-    cursor = connection.connection.cursor()
+    cursor = tx.connection.connection.cursor()
     try:
-        yield cursor
+        with _translated(tx, sql, cursor):
+            yield cursor
+    finally:
+        cursor.close()
+
+
+@contextlib.contextmanager
+def _translated(tx: Transaction, sql: str, cursor: Any) -> Iterator[None]:
+    connection, dialect = tx.connection, tx.connection.dialect
+    try:
+        yield
     except dialect.loaded_dbapi.Error as error:
         gone = dialect.is_disconnect(error, connection.connection.driver_connection, cursor)
         if gone:
@@ -157,5 +183,3 @@ def _cursor(tx: Transaction, sql: str) -> Iterator[Any]:
             connection_invalidated=gone,
             dialect=dialect,
         ) from error
-    finally:
-        cursor.close()

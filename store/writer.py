@@ -17,7 +17,7 @@ from provisioning.errors import ConflictError
 from provisioning.working import WorkingSet
 from store import attempts, counters, due, outbox
 from store.database import Transaction
-from store.prepared import run_many
+from store.prepared import run_many, together
 from store.schema import (
     certificates,
     connections,
@@ -41,60 +41,61 @@ def apply(tx: Transaction, facts: WorkingSet, now: datetime) -> None:
     """
     at = to_ms(now)
     _take_quotas(tx, facts)
-    _upsert(tx, devices, (_device_row(facts.devices[key]) for key in sorted(facts.changed_devices)))
-    _write_credentials(tx, facts)
-    _insert_new(
-        tx,
-        certificates,
-        [
-            {
-                "fingerprint": seen.fingerprint,
-                "credential_id": facts.credentials[seen.key_id].id,
-                "authority_id": seen.authority_id,
-                "serial_number": seen.serial_number,
-                "not_before": seen.not_before_ms,
-                "not_after": seen.not_after_ms,
-                "first_seen_at": at,
-            }
-            for _, seen in sorted(facts.certificates.items())
-        ],
-    )
-    _upsert(
-        tx,
-        connections,
-        (_connection_row(facts.connections[key]) for key in sorted(facts.changed_connections)),
-    )
-    _upsert(tx, last_seen, ({"device_id": key, "at": at} for key in sorted(facts.seen)))
-    run_many(
-        tx,
-        "sessions.insert",
-        lambda: sa.insert(sessions),
-        [
-            {
-                "device_id": closed.device_id,
-                "conn": closed.conn,
-                "opened_at": closed.opened_at_ms,
-                "closed_at": at,
-                "reason": closed.reason,
-            }
-            for closed in facts.closed
-        ],
-    )
-    attempts.write(
-        tx, [*facts.superseded, *(facts.attempts[device_id] for device_id in facts.changed_attempts)]
-    )
-    due.put(tx, facts.broker, facts.due, at)
-    outbox.put(
-        tx,
-        facts.broker,
-        (
-            outbox.Outgoing(device_id=device_id, revision=facts.attempts[device_id].revision)
-            for device_id in facts.outgoing
-        ),
-        at,
-    )
-    _note_refusals(tx, facts, at)
-    counters.record(tx, facts.worker, facts.events)
+    with together(tx):
+        _upsert(tx, devices, (_device_row(facts.devices[key]) for key in sorted(facts.changed_devices)))
+        _write_credentials(tx, facts)
+        _insert_new(
+            tx,
+            certificates,
+            [
+                {
+                    "fingerprint": seen.fingerprint,
+                    "credential_id": facts.credentials[seen.key_id].id,
+                    "authority_id": seen.authority_id,
+                    "serial_number": seen.serial_number,
+                    "not_before": seen.not_before_ms,
+                    "not_after": seen.not_after_ms,
+                    "first_seen_at": at,
+                }
+                for _, seen in sorted(facts.certificates.items())
+            ],
+        )
+        _upsert(
+            tx,
+            connections,
+            (_connection_row(facts.connections[key]) for key in sorted(facts.changed_connections)),
+        )
+        _upsert(tx, last_seen, ({"device_id": key, "at": at} for key in sorted(facts.seen)))
+        run_many(
+            tx,
+            "sessions.insert",
+            lambda: sa.insert(sessions),
+            [
+                {
+                    "device_id": closed.device_id,
+                    "conn": closed.conn,
+                    "opened_at": closed.opened_at_ms,
+                    "closed_at": at,
+                    "reason": closed.reason,
+                }
+                for closed in facts.closed
+            ],
+        )
+        attempts.write(
+            tx, [*facts.superseded, *(facts.attempts[device_id] for device_id in facts.changed_attempts)]
+        )
+        due.put(tx, facts.broker, facts.due, at)
+        outbox.put(
+            tx,
+            facts.broker,
+            (
+                outbox.Outgoing(device_id=device_id, revision=facts.attempts[device_id].revision)
+                for device_id in facts.outgoing
+            ),
+            at,
+        )
+        _note_refusals(tx, facts, at)
+        counters.record(tx, facts.worker, facts.events)
 
 
 def _write_credentials(tx: Transaction, facts: WorkingSet) -> None:
@@ -172,19 +173,18 @@ def _note_refusals(tx: Transaction, facts: WorkingSet, at: int) -> None:
         )
         row["seen"] += 1
         row["detail"] = refusal.detail
-    if not grouped:
-        return
+    run_many(tx, "inbox.note", lambda: _note(tx), [row for _, row in sorted(grouped.items())])
+
+
+def _note(tx: Transaction) -> sa.Insert:
     insert = tx.insert(inbox)
-    tx.connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=[inbox.c.reason, inbox.c.authority_id, inbox.c.key_id],
-            set_={
-                "seen": inbox.c.seen + insert.excluded.seen,
-                "last_at": insert.excluded.last_at,
-                "detail": insert.excluded.detail,
-            },
-        ),
-        [row for _, row in sorted(grouped.items())],
+    return insert.on_conflict_do_update(
+        index_elements=[inbox.c.reason, inbox.c.authority_id, inbox.c.key_id],
+        set_={
+            "seen": inbox.c.seen + insert.excluded.seen,
+            "last_at": insert.excluded.last_at,
+            "detail": insert.excluded.detail,
+        },
     )
 
 
