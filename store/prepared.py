@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from store.database import Transaction
 
@@ -91,12 +91,17 @@ def run_many(tx: Transaction, name: str, make: Callable[[], sa.Executable], rows
     if not rows:
         return
     compiled = _compiled(tx, name, make, list(rows[0]))
-    with _cursor(tx, compiled.sql) as cursor:
-        parameters = compiled.parameters(rows)
+    parameters = compiled.parameters(rows)
+    cursor = tx.connection.connection.cursor()
+    try:
         if len(parameters) == 1:  # psycopg opens a pipeline for many, which costs more than one statement
             cursor.execute(compiled.sql, parameters[0])
         else:
             cursor.executemany(compiled.sql, parameters)
+    except tx.connection.dialect.loaded_dbapi.Error as error:
+        raise _translate(tx, compiled.sql, error) from error
+    finally:
+        cursor.close()
 
 
 class Query:
@@ -111,12 +116,17 @@ class Query:
         self._name = name
         self._statement = statement
 
-    def rows(self, tx: Transaction, **values: object) -> list[tuple[Any, ...]]:
+    def rows(self, tx: Transaction, **values: object) -> Sequence[tuple[Any, ...]]:
         """All rows, for values by the names of its parameters."""
         compiled = _compiled(tx, self._name, lambda: self._statement, None)
-        with _cursor(tx, compiled.sql) as cursor:
+        cursor = tx.connection.connection.cursor()
+        try:
             cursor.execute(compiled.sql, compiled.one(values))
-            found: list[tuple[Any, ...]] = cursor.fetchall()
+            found: Sequence[tuple[Any, ...]] = cursor.fetchall()
+        except tx.connection.dialect.loaded_dbapi.Error as error:
+            raise _translate(tx, compiled.sql, error) from error
+        finally:
+            cursor.close()
         if not compiled.readers or not found:
             return found
         read = [list(row) for row in found]
@@ -151,35 +161,19 @@ def together(tx: Transaction) -> Iterator[None]:
     if tx.is_sqlite:
         yield
         return
-    with _translated(tx, "a pipeline", None), tx.connection.connection.driver_connection.pipeline():  # type: ignore[union-attr]
-        yield
-
-
-@contextlib.contextmanager
-def _cursor(tx: Transaction, sql: str) -> Iterator[Any]:
-    """A cursor of the driver's own; its errors become SQLAlchemy's, as everywhere in the store."""
-    cursor = tx.connection.connection.cursor()
     try:
-        with _translated(tx, sql, cursor):
-            yield cursor
-    finally:
-        cursor.close()
+        with tx.connection.connection.driver_connection.pipeline():  # type: ignore[union-attr]
+            yield
+    except tx.connection.dialect.loaded_dbapi.Error as error:
+        raise _translate(tx, "a pipeline", error) from error
 
 
-@contextlib.contextmanager
-def _translated(tx: Transaction, sql: str, cursor: Any) -> Iterator[None]:
+def _translate(tx: Transaction, sql: str, error: Exception) -> SQLAlchemyError:
+    """A driver's error as SQLAlchemy's, as everywhere in the store; one that ended the connection gives it up."""
     connection, dialect = tx.connection, tx.connection.dialect
-    try:
-        yield
-    except dialect.loaded_dbapi.Error as error:
-        gone = dialect.is_disconnect(error, connection.connection.driver_connection, cursor)
-        if gone:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            sql,
-            None,
-            error,
-            dialect.loaded_dbapi.Error,
-            connection_invalidated=gone,
-            dialect=dialect,
-        ) from error
+    gone = dialect.is_disconnect(error, connection.connection.driver_connection, None)  # type: ignore[arg-type]
+    if gone:
+        connection.invalidate(error)
+    return DBAPIError.instance(
+        sql, None, error, dialect.loaded_dbapi.Error, connection_invalidated=gone, dialect=dialect
+    )
