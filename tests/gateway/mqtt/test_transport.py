@@ -1,6 +1,7 @@
 """The transport on the real broker: batches, backlog, pushing back, acknowledgements, reconnection."""
 
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -298,4 +299,71 @@ def test_messages_of_the_full_size_are_read(installed: InstalledBroker, device: 
     transport = installed.transport()
     device.publish_many(HELLO, [bytes([number]) * 16384 for number in range(50)])
     assert [incoming.payload[:1] for incoming in collect(transport, 50)] == [bytes([n]) for n in range(50)]
+    transport.close()
+
+
+def test_who_waits_for_messages_writes_what_others_publish(installed: InstalledBroker) -> None:
+    transport = installed.transport()
+    tokens: list[object] = []
+    transport.on_published(tokens.append)
+    drained: list[list[Incoming]] = []
+    waiting = threading.Thread(
+        target=lambda: drained.append(transport.drain(timeout_seconds=DEADLINE_SECONDS))
+    )
+    waiting.start()
+    for number in range(100):
+        assert transport.publish("fg/v1/p-1/reply", b"x", token=number)
+    wait_until(lambda: len(tokens) == 100, "acknowledged while the other still waits")
+    assert waiting.is_alive(), "nothing has come for it"
+    transport.stop_reading()
+    waiting.join(DEADLINE_SECONDS)
+    assert drained == [[]]
+    transport.close()
+
+
+def test_a_batch_that_takes_long_keeps_neither_the_broker_nor_publishes_waiting(
+    installed: InstalledBroker, device: Party
+) -> None:
+    """The broker ends a connection that was silent for one and a half times its keepalive (MQTT 5 §3.1.2.10)."""
+    transport = installed.transport(keepalive_seconds=2)
+    tokens: list[object] = []
+    transport.on_published(tokens.append)
+    device.publish_many(HELLO, [b"first"])
+    (incoming,) = collect(transport, 1, acknowledge=False)
+    began = time.monotonic()
+    assert transport.publish("fg/v1/p-1/reply", b"x", token="published meanwhile")
+    wait_until(lambda: tokens == ["published meanwhile"], "served by the transport's own thread")
+    device.publish_many(HELLO, [b"second"])
+    wait_until(lambda: transport.stats().queued == 1, "read by it, too")
+    wait_until(lambda: time.monotonic() - began > 5, "the batch takes longer than the broker would wait")
+    assert (transport.stats().connected, transport.stats().generation) == (True, 0)
+    transport.acknowledge(incoming)
+    assert [one.payload for one in collect(transport, 1)] == [b"second"]
+    transport.close()
+
+
+def test_a_connection_lost_while_somebody_waits_is_made_anew(
+    installed: InstalledBroker, authority: pki.Signed, tmp_path: Path
+) -> None:
+    pair = device_pair(tmp_path / "device", authority, "p-1")
+    transport = installed.transport()
+    taken: list[bytes] = []
+
+    def drain() -> None:
+        while len(taken) < 20:
+            for incoming in transport.drain(timeout_seconds=0.5):
+                transport.acknowledge(incoming)
+                taken.append(incoming.payload)
+
+    waiting = threading.Thread(target=drain, daemon=True)
+    waiting.start()
+    with Party(installed, pair) as device:
+        device.publish_many(HELLO, numbers(10))
+        wait_until(lambda: len(taken) == 10, "the first ten")
+    installed.broker.restart()
+    wait_until(lambda: transport.stats().generation > 0 and transport.stats().connected, "it reconnects")
+    with Party(installed, pair) as device:
+        device.publish_many(HELLO, numbers(20)[10:])
+    waiting.join(DEADLINE_SECONDS)
+    assert set(taken) == set(numbers(20))
     transport.close()
