@@ -18,6 +18,8 @@ from benchmarks.wire import drive, pace
 from benchmarks.world import World
 
 CONFIGURATIONS: Final = (("sqlite", 1), ("postgresql", 1), ("postgresql", 2))  # SQLite serves one process
+WARM: Final = 400
+"""Hellos of devices of their own that a new process answers first, and that are not measured."""
 ALONE_PER_SECOND: Final = 25.0
 """Hellos so rare that each is a batch of its own."""
 LEAST_GENERATOR: Final = 3.0
@@ -58,7 +60,7 @@ class Run:
 
     def prepare(self) -> None:
         """Makes the devices."""
-        devices = 2 * self._sizes.hellos
+        devices = 2 * self._sizes.hellos + WARM
         self._tell(f"making {devices:,} devices, in {os.cpu_count()} processes")
         self._fleet.grow(devices)
         if not self._has_postgresql:
@@ -99,6 +101,8 @@ class Run:
         world, fleet, add = self._world, self._fleet, self.results.add
         name, half = f"{kind} {workers}", range(self._sizes.hellos)
         with world.gateways(world.new_database(kind), workers) as gateways:
+            warm = range(2 * self._sizes.hellos, fleet.size)
+            measure_rate(world, gateways, fleet.hellos(warm, with_chain=True))
             first = measure_rate(world, gateways, fleet.hellos(half, with_chain=True))
             known = measure_rate(world, gateways, fleet.hellos(half, with_chain=False))
             for what, rate in (("first", first), ("known", known)):
