@@ -28,13 +28,13 @@ from gateway.mqtt.connection import (
     Protocol,
     TransportSettings,
     TransportStats,
-    Waker,
     tls_socket,
 )
 from gateway.mqtt.intake import Incoming, Intake
 from gateway.mqtt.packets import Published
 from gateway.mqtt.rates import TopicRates
 from gateway.mqtt.session import Session
+from gateway.mqtt.turns import Turns
 from provisioning.errors import InvalidError, SetupError
 
 __all__ = ["Incoming", "Protocol", "Transport", "TransportSettings", "TransportStats"]
@@ -43,9 +43,6 @@ __all__ = ["Incoming", "Protocol", "Transport", "TransportSettings", "TransportS
 MAX_OUTSTANDING: Final = 30_000
 _CONNACK_SECONDS: Final = 10.0
 _STABLE_SECONDS: Final = 10.0  # a connection that lived this long starts the backoff anew
-_PATIENCE_SECONDS: Final = (
-    0.25  # how long the broker waits for a batch before the transport's own thread serves it
-)
 _LONG_SECONDS: Final = 3600.0
 _log = structlog.get_logger(__name__)
 
@@ -55,14 +52,10 @@ class Transport:
 
     def __init__(self, settings: TransportSettings) -> None:
         self._settings = settings
-        self._waker = Waker()
-        self._intake = Intake(settings.queue_limit, self._waker.wake)
+        self._turns = Turns()
+        self._intake = Intake(settings.queue_limit, self._turns.wake)
         self._rates = TopicRates(per_minute=settings.rate_per_minute, burst=settings.rate_burst)
-        self._turn = threading.Lock()  # who has it reads and writes
         self._serving = False  # there is a connection to take turns at
-        self._drains = False  # somebody waits in `drain`, or did a moment ago
-        self._drained_at = 0.0
-        self._attention = threading.Event()  # the transport's own thread has something to see to
         self._lock = threading.Lock()  # the generation
         self._generation = 0
         self._ready = threading.Event()
@@ -95,7 +88,7 @@ class Transport:
         try:
             self._session = session = connection.new_session(self._settings)
         except SetupError:
-            self._waker.close()
+            self._turns.close()
             raise
         session.on_connect = self._connected
         session.on_disconnect = self._disconnected
@@ -115,12 +108,8 @@ class Transport:
         """
         until = time.monotonic() + timeout_seconds
         if not self._stopped:
-            self._drains = True
-            self._waker.wake()  # whoever has the turn gives it up
-            with self._turn:
-                self._waker.own()
+            with self._turns.work():
                 self._step_until(until, max_messages)
-                self._drains, self._drained_at = False, time.monotonic()
         return self._intake.take(max_messages, until - time.monotonic())
 
     def publish(
@@ -132,7 +121,7 @@ class Transport:
         token: object = None,
         correlation: bytes | None = None,
     ) -> bool:
-        """Hands a message to the network thread.
+        """Sends a message, with what else waits to be written.
 
         Args:
             qos: 0 or 1; for 0 nothing is reported afterwards.
@@ -153,7 +142,7 @@ class Transport:
         if session is None or not self._ready.is_set() or session.outstanding >= MAX_OUTSTANDING:
             return False
         session.send(topic, payload, qos=qos, token=token, correlation=correlation)
-        self._waker.wake()
+        self._turns.wake()
         return True
 
     def acknowledge(self, incoming: Incoming) -> None:
@@ -164,7 +153,7 @@ class Transport:
             if incoming.generation != self._generation:
                 return
             self._session.acknowledge(incoming.mid)
-        self._waker.wake()
+        self._turns.wake()
 
     def stop_reading(self) -> None:
         """Ends the intake, the first step of a stop in order.
@@ -174,7 +163,7 @@ class Transport:
         """
         self._stopped = True
         self._intake.close()
-        self._notice()
+        self._turns.notice()
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Ends the connection in order: waits for the broker's acknowledgements, up to the timeout.
@@ -184,11 +173,11 @@ class Transport:
         self.stop_reading()
         self._flush_until = time.monotonic() + timeout_seconds
         self._closing.set()
-        self._notice()
+        self._turns.notice()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds + 5.0)
         if not self._thread.is_alive():
-            self._waker.close()
+            self._turns.close()
 
     def stats(self) -> TransportStats:
         """What it is doing and has done."""
@@ -236,12 +225,10 @@ class Transport:
         connack_until = time.monotonic() + _CONNACK_SECONDS
         self._serving = True
         while self._serving:
-            if self._is_served():
-                self._attention.wait(_PATIENCE_SECONDS)
-                self._attention.clear()
-                continue
-            with self._turn:
-                self._waker.own()
+            alone = self._stopped or self._closing.is_set() or not self._ready.is_set()
+            with self._turns.keep(alone=alone) as ours:
+                if not ours:
+                    continue
                 if self._closing.is_set() and self._flushed(session):
                     session.disconnect()
                     session.write()
@@ -252,17 +239,6 @@ class Transport:
                     self._note_error("the broker did not answer CONNECT")
                     return
 
-    def _is_served(self) -> bool:
-        """Whether somebody drains, or will in a moment."""
-        if self._stopped or self._closing.is_set() or not self._ready.is_set():
-            return False
-        return self._drains or time.monotonic() - self._drained_at < _PATIENCE_SECONDS
-
-    def _notice(self) -> None:
-        """Has the transport's own thread look what there is to do, wherever it waits."""
-        self._attention.set()
-        self._waker.wake()
-
     def _flushed(self, session: Session) -> bool:
         if time.monotonic() > self._flush_until or not session.is_connected():
             return True
@@ -272,7 +248,7 @@ class Transport:
         """The connection is gone: nothing of it may be worked on or acknowledged any more."""
         was_ready = self._ready.is_set()
         self._ready.clear()
-        with self._turn:
+        with self._turns.stop():
             self._serving = False
             with self._lock:
                 self._generation += 1
@@ -311,7 +287,7 @@ class Transport:
                 stands = False
             if not stands:
                 self._serving = False
-                self._notice()
+                self._turns.notice()
 
     def _step(self, timeout_seconds: float, enough: int) -> bool:
         """Writes what waits, waits for something to read, and reads it. Returns: False if the connection is lost.
@@ -329,7 +305,7 @@ class Transport:
         # Acknowledgements of the broker come by the same stream: who waits for them may not wait for us.
         reading = self._stopped or not self._intake.full or session.outstanding > MAX_OUTSTANDING // 2
         buffered = reading and sock.pending() > 0  # TLS holds decrypted bytes that poll does not see
-        readable = self._waker.wait(
+        readable = self._turns.wait(
             sock,
             reading=reading,
             writing=session.want_write(),

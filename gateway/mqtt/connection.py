@@ -1,13 +1,10 @@
-"""How a paho client is set up, connected and subscribed, and how its socket is waited for.
+"""How a session and a plain client are set up, connected and subscribed.
 
 Everything about MQTT 5 against 3.1.1 on the gateway's side is here; `client.py` works on what comes and goes.
 """
 
-import contextlib
-import select
 import socket
 import ssl
-import threading
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +24,6 @@ from provisioning.topics import DEFAULT_PREFIX, Up
 # The broker drops what is larger (mosquitto.conf, message_size_limit), with a PUBACK that paho cannot read.
 MAX_PAYLOAD_BYTES: Final = 16384
 UPTIME_TOPIC: Final = "$SYS/broker/uptime"
-_TICK_MILLISECONDS: Final = 500  # keepalive and deadlines are looked at this often
 
 
 class Protocol(StrEnum):
@@ -190,47 +186,3 @@ def properties(packet_type: int, **values: object) -> Properties:
 def tls_socket(client: paho.Client) -> ssl.SSLSocket | None:
     """The client's socket, which is always one of TLS here; None when it is not connected."""
     return cast(ssl.SSLSocket | None, client.socket())
-
-
-class Waker:
-    """Wakes the network thread out of `poll` when another thread has work for it."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self._woken = False
-        self._owner: int | None = None
-
-    def own(self) -> None:
-        """Says that the calling thread is the one to be woken, which need not wake itself."""
-        self._owner = threading.get_ident()
-
-    def wake(self) -> None:
-        """Wakes it; again before it has woken up costs nothing."""
-        if self._woken or threading.get_ident() == self._owner:
-            return
-        self._woken = True
-        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody to wake
-            self._writer.send(b"\0")
-
-    def wait(self, sock: socket.socket, *, reading: bool, writing: bool, timeout_seconds: float) -> bool:
-        """Waits for `sock` or a wake-up, for as long, and a tick at most.
-
-        Returns: whether there is something to be read of `sock`, or it has ended.
-        """
-        # Not select(): file descriptors of 1024 and above are common in tests and fleets.
-        poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
-        poll.register(sock, (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0))
-        ready = dict(poll.poll(max(0, min(timeout_seconds * 1000, _TICK_MILLISECONDS))))
-        if ready.pop(self._reader.fileno(), 0):
-            self._woken = False  # before the pipe is emptied and work is looked for: no call is lost
-            with contextlib.suppress(BlockingIOError):
-                self._reader.recv(4096)
-        return bool(ready.get(sock.fileno(), 0) & (select.POLLIN | select.POLLHUP | select.POLLERR))
-
-    def close(self) -> None:
-        """Gives its sockets back; the thread has ended."""
-        self._reader.close()
-        self._writer.close()
