@@ -57,7 +57,9 @@ class Turns:
             return
         with self._turn:
             self._waker.own()
-            if self._worker_waits:  # it came before that, when the waker was still its own, and could not wake us
+            if (
+                self._worker_waits
+            ):  # it came before that, when the waker was still its own, and could not wake us
                 self._waker.wake(myself=True)
             yield alone or not self._worker_waits
 
