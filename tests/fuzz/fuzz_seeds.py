@@ -18,6 +18,7 @@ from fuzz_targets import sign_certificate
 from fuzz_world import BUNDLE_KEY, DEVICE, DOWNLOAD_KEY, NOW, hello_payload, signed, world
 
 from gateway.device.factory import Authority, Fault, KeyKind, create_authority
+from gateway.mqtt.packets import pack_puback, pack_publish
 from provisioning.downloads import make_token
 from provisioning.ids import DeviceId
 from provisioning.statements import Artifact, BundleStatement, sign_statement
@@ -69,6 +70,25 @@ def _envelope() -> list[bytes]:
         }
     )
     return [fenced("envelope"), fenced("bundle-envelope"), signed("hello", b"{}"), big.encode()]
+
+
+def _packet() -> list[bytes]:
+    payload = signed("hello", b"{}")
+    properties = (
+        b"\x01\x01"
+        + b"\x08\x00\x03a/b"
+        + b"\x09\x00\x02ab"
+        + b"\x26\x00\x01n\x00\x03\xef\xbb\xbf"
+        + b"\x0b\x80\x01"
+    )
+    odd = b"\x00\x05fg/v1\x00\x09" + bytes((len(properties),)) + properties + b"payload"
+    return [
+        pack_publish(f"fg/v1/{DEVICE}/hello", payload, 7, is_v5=True, correlation=b"c" * 8),
+        pack_publish(f"fg/v1/{DEVICE}/hello", payload, 0, is_v5=False, correlation=None) + pack_puback(9),
+        b"\x32" + bytes((len(odd),)) + odd,
+        b"\x32\x7f" + b"\x00\x00\x00\x01\x7c" + b"\x26\x00\x00\x00\x00" * 24,
+        b"\x30\x00" * 8000,
+    ]
 
 
 def _message() -> list[bytes]:
@@ -266,6 +286,7 @@ def _offer() -> list[bytes]:
 _SEEDS: Final = {
     "strictjson": _strictjson,
     "envelope": _envelope,
+    "packet": _packet,
     "message": _message,
     "hello": _hello,
     "presence": _presence,

@@ -29,6 +29,7 @@ from fuzz_world import (
 from gateway.device.messages import parse_reply, spread
 from gateway.device.updates import Trust, check_offer, parse_offer
 from gateway.http.downloads import is_digest, parse_range
+from gateway.mqtt.packets import PacketError, find_mid, parse_puback, parse_publish, take_packets
 from provisioning.anchors import Anchor, TrustAnchors
 from provisioning.authorities import AuthorityState, inspect_authority, verify_possession
 from provisioning.bundles import PushFacts, TrustedKey, decide_push
@@ -70,6 +71,26 @@ def envelope(data: bytes) -> None:
         except VerificationError:
             continue
         assert found.key_id == key_id_of(key) or found.signature
+
+
+def packet(data: bytes) -> None:
+    """What the broker sends, with a stranger's properties, topic and payload in it."""
+    for is_v5 in (True, False):
+        buffer = bytearray(data)
+        try:
+            found = take_packets(buffer)
+        except PacketError:
+            continue
+        assert sum(len(body) for _, body in found) + len(buffer) <= len(data)
+        for first, body in found:
+            try:
+                published = parse_publish(first, body, is_v5=is_v5)
+            except PacketError:
+                assert 0 <= find_mid(body) < 1 << 16
+                continue
+            assert body.endswith(published.payload)
+            assert bool(published.mid) <= bool(published.qos)
+            parse_puback(body)
 
 
 def message(data: bytes) -> None:
@@ -277,6 +298,7 @@ TARGETS: Final = {
     for target in (
         Target(name="strictjson", run=strictjson, mutate=mutate_json),
         Target(name="envelope", run=envelope, mutate=mutate_json),
+        Target(name="packet", run=packet, mutate=mutate_bytes),
         Target(name="message", run=message, mutate=lambda data, choose: _mutate_message(data, choose)),
         Target(name="hello", run=hello, mutate=mutate_json),
         Target(name="presence", run=presence, mutate=mutate_json),
