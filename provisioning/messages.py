@@ -21,6 +21,7 @@ from provisioning.strictjson import parse_json
 from provisioning.topics import Up, UpTopic
 
 VERSION: Final = 1
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 _MAX_CHAIN_BASE64: Final = 11_000  # base64 of 8 KiB of DER
 
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -249,4 +250,4 @@ class Reply:
             body["heartbeat_seconds"] = self.heartbeat_seconds
         if self.offer is not None:
             body["offer"] = self.offer
-        return json.dumps(body, separators=(",", ":")).encode()
+        return _ENCODER.encode(body).encode()

@@ -47,7 +47,10 @@ class Registry:
     def cohort_name(self, product_id: ProductId, cohort_id: CohortId | None) -> str | None:
         """The name of a cohort of a product; None for none."""
         names = self.cohorts.get(product_id, {})
-        return next((name for name, number in names.items() if number == cohort_id), None)
+        for name, number in names.items():
+            if number == cohort_id:
+                return name
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

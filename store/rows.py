@@ -39,6 +39,7 @@ class RowReader(Generic[Made]):
     ) -> None:
         known = {field.name for field in fields(made)} if takes is None else set(takes)  # type: ignore[arg-type]
         self._made: Final = made
+        # Interned, as a call's keywords are: else each is compared with each, letter by letter.
         self._names: Final = tuple(sys.intern(str(column.name)) for column in table.columns)
         self._left_out: Final = tuple(name for name in self._names if name not in known)
         self._converters: Final = tuple(converters.items())
