@@ -127,7 +127,7 @@ def soak(
         with running_gateway(directory / "fleetgate", url) as running:
             product = make_product(running, "sensor")
             # As many as can be rolled out, and some: a worker that could take a push may be dead later.
-            versions = [push(running, product, size=2000).version for _ in range(int(seconds / 20) + 2)]
+            versions = [push(running, product, size=2000).version for _ in range(int(seconds / 10) + 2)]
             running.gateway.stop()
             with Workers(running, url, WORKERS, directory) as workers:
                 fleet = make_fleet(running, product, devices)
