@@ -104,6 +104,19 @@ def run_many(tx: Transaction, name: str, make: Callable[[], sa.Executable], rows
         cursor.close()
 
 
+def run_one(tx: Transaction, name: str, make: Callable[[], sa.Executable], **values: object) -> int:
+    """Runs one statement with one set of values, as `run_many` does. Returns: how many rows it changed."""
+    compiled = _compiled(tx, name, make, list(values))
+    cursor = tx.connection.connection.cursor()
+    try:
+        cursor.execute(compiled.sql, compiled.one(values))
+        return int(cursor.rowcount)
+    except tx.connection.dialect.loaded_dbapi.Error as error:
+        raise _translate(tx, compiled.sql, error) from error
+    finally:
+        cursor.close()
+
+
 class Query:
     """A SELECT that every batch runs: rows as plain tuples, in the order of its columns.
 

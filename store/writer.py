@@ -17,7 +17,7 @@ from provisioning.errors import ConflictError
 from provisioning.working import WorkingSet
 from store import attempts, counters, due, outbox
 from store.database import Transaction
-from store.prepared import run_many, together
+from store.prepared import run_many, run_one, together
 from store.schema import (
     certificates,
     connections,
@@ -119,15 +119,18 @@ def _update_heard() -> sa.Update:
 
 def _take_quotas(tx: Transaction, facts: WorkingSet) -> None:
     for product_id, count in sorted(facts.new_enrollments.items()):
-        enrolled = products.c.enrolled + count
-        quota = products.c.enrollment_quota
-        taken = tx.connection.execute(
-            sa.update(products)
-            .where(products.c.id == product_id, sa.or_(quota.is_(None), enrolled <= quota))
-            .values(enrolled=enrolled)
-        )
-        if taken.rowcount != 1:
+        if run_one(tx, "products.take_quota", _take_quota, product=product_id, count=count) != 1:
             raise ConflictError(f"the quota of product {product_id} was used up meanwhile")
+
+
+def _take_quota() -> sa.Update:
+    enrolled = products.c.enrolled + sa.bindparam("count", type_=sa.BigInteger)
+    quota = products.c.enrollment_quota
+    return (
+        sa.update(products)
+        .where(products.c.id == sa.bindparam("product"), sa.or_(quota.is_(None), enrolled <= quota))
+        .values(enrolled=enrolled)
+    )
 
 
 def _upsert(tx: Transaction, table: sa.Table, rows: Iterable[Row]) -> None:
