@@ -4,7 +4,7 @@ Any worker may run it, after its batch of hellos and from a thread of its own. A
 holds is left to that one. What was opened is in the outbox before anything is sent.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -23,6 +23,7 @@ from store import attempts, due, facts, registry, rollouts, writer
 from store.database import Database, Transaction
 from store.due import Marked
 from store.locks import device_lock
+from store.revision import load_revision
 
 log: Final = structlog.get_logger()
 CHUNK: Final = 200
@@ -66,19 +67,23 @@ class Offerer:
         self._worker = worker
         self._clock = clock
         self._new_id = new_id
+        self._registry: Registry | None = (
+            None  # as of its revision, which grows with every change of a rollout, too
+        )
 
-    def work(self) -> list[Attempt]:
-        """Considers every device that is due on this broker. Returns the attempts to publish."""
+    def work(self) -> Iterator[list[Attempt]]:
+        """Considers every device that is due on this broker. Gives the attempts to publish, chunk by chunk.
+
+        What a chunk opened is committed: publish it before the next one is asked for, so that no device waits for the
+        whole of a large rollout.
+        """
         with self._database.read() as tx:
             sources = due.list_sources(tx, self._broker)
-        opened: list[Attempt] = []
         for source in sources:
-            while True:
-                found = self._work_source(source, None)
-                opened += found
+            while found := self._work_source(source, None):
+                yield found
                 if len(found) < CHUNK:
                     break
-        return opened
 
     def work_present(self, marks: Mapping[DeviceId, int]) -> list[Attempt]:
         """Considers devices that have just said hello and wait for the answer.
@@ -136,7 +141,10 @@ class Offerer:
         return found
 
     def _load(self, tx: Transaction, source: Source, marked: list[Marked]) -> WorkingSet:
-        known, _ = registry.load_registry(tx)
+        known = self._registry
+        if known is None or load_revision(tx) != known.revision:
+            known, _ = registry.load_registry(tx)
+            self._registry = known
         return facts.load_devices(
             tx,
             [one.device_id for one in marked],

@@ -102,12 +102,14 @@ class Offering:
 
     def work(self) -> int:
         """One round: opens what is due, publishes it, adopts what was left. Returns how many were opened."""
-        opened = self._offerer.work()
-        self._publisher.publish(
-            Outgoing(device_id=attempt.device_id, revision=attempt.revision) for attempt in opened
-        )
+        opened = 0
+        for chunk in self._offerer.work():
+            opened += len(chunk)
+            self._publisher.publish(
+                Outgoing(device_id=attempt.device_id, revision=attempt.revision) for attempt in chunk
+            )
         self._publisher.sweep()
-        return len(opened)
+        return opened
 
     def _run(self) -> None:
         while not self._stopping.is_set():

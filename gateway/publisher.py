@@ -28,6 +28,7 @@ from store.times import to_ms
 log: Final = structlog.get_logger()
 ADOPT_AFTER: Final = timedelta(seconds=5)
 CHUNK: Final = 500
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 Links = Callable[[DeviceId, str, str, datetime], str]
 """The address of an artifact for a device: (device, SHA-256, name, now) → URL."""
 
@@ -98,7 +99,7 @@ class Publisher:
 
     def encode(self, attempt: Attempt) -> bytes:
         """One offer as bytes."""
-        return json.dumps(self.render([attempt])[attempt.device_id], separators=(",", ":")).encode()
+        return _ENCODER.encode(self.render([attempt])[attempt.device_id]).encode()
 
     def sweep(self) -> None:
         """Forgets what the broker has acknowledged, and publishes what was left lying."""

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, assert_never
 
 from provisioning.attempts import UNSUCCESSFUL, Attempt, AttemptState
@@ -287,12 +288,13 @@ def render_offer(attempt: Attempt, bundle: Bundle, url_of: Callable[[str, str], 
     offer: dict[str, Any] = {"v": VERSION, "offer_id": str(attempt.id), "revision": attempt.revision}
     if not attempt.is_open:
         return {**offer, "cancelled": True, "reason": attempt.reason or attempt.state.value}
-    assert attempt.times_out_at is not None
+    deadline = attempt.times_out_at
+    assert deadline is not None
     return {
         **offer,
         "version": bundle.version,
         "bundle_seq": bundle.bundle_seq,
-        "statement": json.loads(bundle.envelope),
+        "statement": _statement_of(bundle.envelope),
         "artifacts": [
             {
                 "name": artifact.name,
@@ -302,8 +304,13 @@ def render_offer(attempt: Attempt, bundle: Bundle, url_of: Callable[[str, str], 
             }
             for artifact in bundle.statement.artifacts
         ],
-        "deadline": int(attempt.times_out_at.timestamp() * 1000),
+        "deadline": int(deadline.timestamp() * 1000),
     }
+
+
+@lru_cache(maxsize=64)  # a rollout offers one bundle to its whole cohort
+def _statement_of(envelope: bytes) -> Any:
+    return json.loads(envelope)
 
 
 def _runs(facts: OfferFacts) -> str:

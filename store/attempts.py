@@ -30,6 +30,13 @@ _OPEN: Final = Query(
         attempts.c.device_id.in_(sa.bindparam("values", expanding=True)), attempts.c.finished_at.is_(None)
     ),
 )
+_LATEST: Final = Query(
+    "attempts.latest",
+    sa.select(attempts, devices.c.topic_name)
+    .join(devices, devices.c.id == attempts.c.device_id)
+    .where(attempts.c.device_id.in_(sa.bindparam("values", expanding=True)))
+    .order_by(attempts.c.device_id, attempts.c.revision),
+)
 _TIMEOUTS: Final = ("accept_seconds", "step_seconds", "total_seconds")
 
 
@@ -75,16 +82,11 @@ def load_latest(tx: Transaction, device_ids: Iterable[DeviceId]) -> dict[DeviceI
     """What each device is to be told now: the attempt under its highest revision."""
     found: dict[DeviceId, LatestAttempt] = {}
     for part in parts(sorted(device_ids)):
-        query = (
-            sa.select(attempts, devices.c.topic_name)
-            .join(devices, devices.c.id == attempts.c.device_id)
-            .where(attempts.c.device_id.in_(part))
-            .order_by(attempts.c.device_id, attempts.c.revision)
-        )
-        for row in tx.connection.execute(query):
-            found[DeviceId(row.device_id)] = LatestAttempt(
-                attempt=read_attempt(row), topic_name=TopicName(row.topic_name)
-            )
+        for row in _LATEST.rows(
+            tx, values=part
+        ):  # of each device in the order of revisions: the last one stays
+            attempt = read_attempt(row)
+            found[attempt.device_id] = LatestAttempt(attempt=attempt, topic_name=TopicName(row[-1]))
     return found
 
 

@@ -118,7 +118,6 @@ def load_working_set(
     keys: Iterable[KeyId],
     identifiers: Iterable[tuple[ProductId, str]],
     topic_names: Iterable[TopicName],
-    device_ids: Iterable[DeviceId] = (),
 ) -> WorkingSet:
     """The facts of a batch.
 
@@ -129,13 +128,12 @@ def load_working_set(
         keys: of all senders, known or not.
         identifiers: that the unknown ones may claim, by product.
         topic_names: of all senders.
-        device_ids: devices to load beside the senders'.
     """
     facts = WorkingSet(registry=registry, broker=broker, worker=worker, epoch=load_epoch(tx, broker))
     for credential in load_credentials(tx, keys).values():
         facts.index_credential(credential)
     known = {credential.device_id for credential in facts.credentials.values()}
-    _load_devices(tx, facts, _DEVICES_BY_ID, known | set(device_ids))
+    _load_devices(tx, facts, _DEVICES_BY_ID, known)
     # The rest is for keys that nobody knows yet: devices that they may claim, or whose place they may want.
     others = set(topic_names) - {device.topic_name for device in facts.devices.values()}
     _load_devices(tx, facts, _DEVICES_BY_TOPIC, others, broker=broker)
@@ -180,18 +178,17 @@ def load_devices(
     worker: str,
     registry: Registry | None = None,
 ) -> WorkingSet:
-    """The facts of devices that did not speak: their time has come, or an operator did.
+    """The facts of devices that did not speak: their time has come, or an operator did. Without their keys.
 
     Args:
         registry: to decide by; None: as it is now.
     """
-    return load_working_set(
-        tx,
-        load_registry(tx)[0] if registry is None else registry,
+    found = WorkingSet(
+        registry=load_registry(tx)[0] if registry is None else registry,
         broker=broker,
         worker=worker,
-        keys=(),
-        identifiers=(),
-        topic_names=(),
-        device_ids=device_ids,
+        epoch=load_epoch(tx, broker),
     )
+    _load_devices(tx, found, _DEVICES_BY_ID, set(device_ids))
+    found.attempts = attempts.load_open(tx, found.devices)
+    return found

@@ -160,7 +160,8 @@ class Fleet:
 
     def offer(self) -> None:
         """One round of the offerer."""
-        Offerer(self.database, broker="main", worker="w", clock=now_utc, new_id=new_id).work()
+        for _ in Offerer(self.database, broker="main", worker="w", clock=now_utc, new_id=new_id).work():
+            pass
 
 
 def make_organization(database: Database) -> OrganizationId:
