@@ -20,6 +20,7 @@ from provisioning.pacing import Flight, count_room
 from provisioning.rollouts import Override, Rollout
 from provisioning.working import Registry, WorkingSet
 from store import attempts, due, facts, registry, rollouts, writer
+from store.attempts import LatestAttempt
 from store.database import Database, Transaction
 from store.due import Marked
 from store.locks import device_lock
@@ -38,7 +39,7 @@ class _Round:
     working: WorkingSet
     present: Collection[DeviceId]
     flight: Flight
-    opened: list[Attempt]
+    opened: list[LatestAttempt]
     done: set[DeviceId]
 
 
@@ -71,7 +72,7 @@ class Offerer:
             None  # as of its revision, which grows with every change of a rollout, too
         )
 
-    def work(self) -> Iterator[list[Attempt]]:
+    def work(self) -> Iterator[list[LatestAttempt]]:
         """Considers every device that is due on this broker. Gives the attempts to publish, chunk by chunk.
 
         What a chunk opened is committed: publish it before the next one is asked for, so that no device waits for the
@@ -93,10 +94,11 @@ class Offerer:
         """
         opened: list[Attempt] = []
         for source in sorted(set(marks.values())):
-            opened += self._work_source(source, [one for one, mark in marks.items() if mark == source])
+            present = [one for one, mark in marks.items() if mark == source]
+            opened += [one.attempt for one in self._work_source(source, present)]
         return opened
 
-    def _work_source(self, source_id: int, present: Collection[DeviceId] | None) -> list[Attempt]:
+    def _work_source(self, source_id: int, present: Collection[DeviceId] | None) -> list[LatestAttempt]:
         with self._database.read() as tx:
             marked = due.list_marked(tx, self._broker, source_id, CHUNK, present)
         if not marked:
@@ -202,7 +204,9 @@ class Offerer:
         )
         working.save_attempt(attempt, now)
         working.outgoing.add(device_id)
-        one_round.opened.append(attempt)
+        topic_name = working.devices[device_id].topic_name
+        assert topic_name is not None  # it is marked at this broker
+        one_round.opened.append(LatestAttempt(attempt=attempt, topic_name=topic_name))
         one_round.done.add(device_id)
         flight = one_round.flight
         one_round.flight = replace(flight, in_flight=flight.in_flight + 1, last_minute=flight.last_minute + 1)

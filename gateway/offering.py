@@ -105,9 +105,7 @@ class Offering:
         opened = 0
         for chunk in self._offerer.work():
             opened += len(chunk)
-            self._publisher.publish(
-                Outgoing(device_id=attempt.device_id, revision=attempt.revision) for attempt in chunk
-            )
+            self._publisher.send(chunk)
         self._publisher.sweep()
         return opened
 

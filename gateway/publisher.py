@@ -21,6 +21,7 @@ from provisioning.ids import BundleId, DeviceId
 from provisioning.offers import render_offer
 from provisioning.topics import Down, topic_of
 from store import attempts, bundles, outbox
+from store.attempts import LatestAttempt
 from store.database import Database
 from store.outbox import Outgoing
 from store.times import to_ms
@@ -83,8 +84,15 @@ class Publisher:
             return 0
         with self._database.read() as tx:
             found = attempts.load_latest(tx, wanted)
+        return self.send(found.values())
+
+    def send(self, found: Iterable[LatestAttempt]) -> int:
+        """Publishes offers as they are given: committed a moment ago, or just read. Returns as `publish`.
+
+        What changes one meanwhile has a higher revision and is published, too; devices go by that.
+        """
         taken = 0
-        for latest in found.values():
+        for latest in found:
             attempt = latest.attempt
             outgoing = Outgoing(device_id=attempt.device_id, revision=attempt.revision)
             payload = self.encode(attempt)
