@@ -1,4 +1,4 @@
-"""Offers on their way out: rendered at publish from the current state, forgotten once the broker has them.
+"""Offers on their way out: rendered as committed a moment ago or as read again, forgotten once the broker has them.
 
 The worker that opened an attempt publishes it; what is left in the outbox for some seconds, because a worker
 died or the broker was away, is adopted by any worker on that broker.
