@@ -38,9 +38,15 @@ class _Round:
     source: Source
     working: WorkingSet
     present: Collection[DeviceId]
+    marked: int
     flight: Flight
     opened: list[LatestAttempt]
     done: set[DeviceId]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether others may be marked: the chunk was full, and not all of it still waits."""
+        return self.marked == CHUNK and bool(self.done)
 
 
 class Offerer:
@@ -68,9 +74,8 @@ class Offerer:
         self._worker = worker
         self._clock = clock
         self._new_id = new_id
-        self._registry: Registry | None = (
-            None  # as of its revision, which grows with every change of a rollout, too
-        )
+        # As of its revision, which grows with every change of a rollout, too.
+        self._registry: Registry | None = None
 
     def work(self) -> Iterator[list[LatestAttempt]]:
         """Considers every device that is due on this broker. Gives the attempts to publish, chunk by chunk.
@@ -81,9 +86,10 @@ class Offerer:
         with self._database.read() as tx:
             sources = due.list_sources(tx, self._broker)
         for source in sources:
-            while found := self._work_source(source, None):
-                yield found
-                if len(found) < CHUNK:
+            while (one_round := self._work_source(source, None)) is not None:
+                if one_round.opened:
+                    yield one_round.opened
+                if not one_round.has_more:
                     break
 
     def work_present(self, marks: Mapping[DeviceId, int]) -> list[Attempt]:
@@ -95,27 +101,31 @@ class Offerer:
         opened: list[Attempt] = []
         for source in sorted(set(marks.values())):
             present = [one for one, mark in marks.items() if mark == source]
-            opened += [one.attempt for one in self._work_source(source, present)]
+            one_round = self._work_source(source, present)
+            if one_round is not None:
+                opened += [one.attempt for one in one_round.opened]
         return opened
 
-    def _work_source(self, source_id: int, present: Collection[DeviceId] | None) -> list[LatestAttempt]:
+    def _work_source(self, source_id: int, present: Collection[DeviceId] | None) -> _Round | None:
+        """One chunk, to its commit; None where there is nothing to be done now."""
         with self._database.read() as tx:
             marked = due.list_marked(tx, self._broker, source_id, CHUNK, present)
         if not marked:
-            return []
+            return None
         now = self._clock()
         reach("before_offer")
         with self._database.write([device_lock(self._broker, one.topic_name) for one in marked]) as tx:
             source = self._lock(tx, source_id, marked)
             if source is None:
-                return []
+                return None
             flight = attempts.load_flight(tx, source.id, now)
             if is_offering(source) and count_room(source.plan, flight) == 0:
-                return []  # they stay marked until there is room
+                return None  # they stay marked until there is room
             one_round = _Round(
                 source=source,
                 working=self._load(tx, source, marked),
                 present=present or (),
+                marked=len(marked),
                 flight=flight,
                 opened=[],
                 done=set(),
@@ -128,7 +138,7 @@ class Offerer:
             log.info(
                 "offers_made", count=len(one_round.opened), source=source_id, version=source.bundle.version
             )
-        return one_round.opened
+        return one_round
 
     def _lock(self, tx: Transaction, source_id: int, marked: list[Marked]) -> Source | None:
         """The rollout or override, locked; None where another worker holds it, or it was taken back."""

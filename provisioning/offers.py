@@ -310,6 +310,7 @@ def render_offer(attempt: Attempt, bundle: Bundle, url_of: Callable[[str, str], 
 
 @lru_cache(maxsize=64)  # a rollout offers one bundle to its whole cohort
 def _statement_of(envelope: bytes) -> Any:
+    """A bundle's envelope as JSON; shared, and not to be changed."""
     return json.loads(envelope)
 
 

@@ -25,13 +25,11 @@ from store.times import from_ms, to_ms
 
 Row = dict[str, Any]
 _OPEN: Final = Query(
-    "attempts.open",
     sa.select(attempts).where(
         attempts.c.device_id.in_(sa.bindparam("values", expanding=True)), attempts.c.finished_at.is_(None)
     ),
 )
 _LATEST: Final = Query(
-    "attempts.latest",
     sa.select(attempts, devices.c.topic_name)
     .join(devices, devices.c.id == attempts.c.device_id)
     .where(attempts.c.device_id.in_(sa.bindparam("values", expanding=True)))

@@ -28,22 +28,15 @@ from store.schema import brokers, connections, credentials, devices, products
 from store.times import from_ms
 
 _VALUES: Final[sa.BindParameter[Any]] = sa.bindparam("values", expanding=True)
-_CREDENTIALS: Final = Query(
-    "credentials.by_key", sa.select(credentials).where(credentials.c.key_id.in_(_VALUES))
-)
+_CREDENTIALS: Final = Query(sa.select(credentials).where(credentials.c.key_id.in_(_VALUES)))
 _OTHER_CREDENTIALS: Final = Query(
-    "credentials.others",
     sa.select(credentials).where(
         credentials.c.device_id.in_(_VALUES),
         credentials.c.key_id.not_in(sa.bindparam("known", expanding=True)),
     ),
 )
-_EPOCH: Final = Query(
-    "brokers.epoch", sa.select(brokers.c.epoch).where(brokers.c.name == sa.bindparam("broker"))
-)
-_ENROLLED: Final = Query(
-    "products.enrolled", sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(_VALUES))
-)
+_EPOCH: Final = Query(sa.select(brokers.c.epoch).where(brokers.c.name == sa.bindparam("broker")))
+_ENROLLED: Final = Query(sa.select(products.c.id, products.c.enrolled).where(products.c.id.in_(_VALUES)))
 _CONNECTION: Final = tuple(
     column.label(f"connection_{column.name}") if column.name in devices.c else column
     for column in connections.c
@@ -82,13 +75,11 @@ _read_connection: Final = RowReader(
     {"state": by_value(ConnectionState), "opened_at": from_ms, "heard_by": from_ms},
     start=_CONNECTION_AT,
 )
-_DEVICES_BY_ID: Final = Query("devices.by_id", _DEVICES.where(devices.c.id.in_(_VALUES)))
+_DEVICES_BY_ID: Final = Query(_DEVICES.where(devices.c.id.in_(_VALUES)))
 _DEVICES_BY_TOPIC: Final = Query(
-    "devices.by_topic",
     _DEVICES.where(devices.c.broker == sa.bindparam("broker"), devices.c.topic_name.in_(_VALUES)),
 )
 _DEVICES_BY_IDENTIFIER: Final = Query(
-    "devices.by_identifier",
     _DEVICES.where(devices.c.product_id == sa.bindparam("product"), devices.c.identifier.in_(_VALUES)),
 )
 

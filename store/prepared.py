@@ -121,17 +121,19 @@ class Query:
     """A SELECT that every batch runs: rows as plain tuples, in the order of its columns.
 
     Args:
-        name: of the statement; no other has it.
         statement: in Core; a list for an `IN` is `sa.bindparam(…, expanding=True)`.
     """
 
-    def __init__(self, name: str, statement: sa.Select[Any]) -> None:
-        self._name = name
+    def __init__(self, statement: sa.Select[Any]) -> None:
         self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}  # by dialect
 
     def rows(self, tx: Transaction, **values: object) -> Sequence[tuple[Any, ...]]:
         """All rows, for values by the names of its parameters."""
-        compiled = _compiled(tx, self._name, lambda: self._statement, None)
+        dialect = tx.connection.dialect
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _Compiled(self._statement, dialect, None)
         cursor = tx.connection.connection.cursor()
         try:
             cursor.execute(compiled.sql, compiled.one(values))
@@ -155,7 +157,7 @@ class Query:
 
 
 def _compiled(
-    tx: Transaction, name: str, make: Callable[[], sa.Executable], names: Sequence[str] | None
+    tx: Transaction, name: str, make: Callable[[], sa.Executable], names: Sequence[str]
 ) -> _Compiled:
     dialect = tx.connection.dialect
     key = (name, dialect.name)

@@ -61,12 +61,11 @@ def load_figures(
 class _Queries:
     """What `load_figures` asks, of all products of an organization or of one: compiled once, read by position."""
 
-    def __init__(self, which: str, *more: sa.ColumnElement[bool]) -> None:
+    def __init__(self, *more: sa.ColumnElement[bool]) -> None:
         scope = sa.and_(products.c.organization_id == sa.bindparam("organization"), *more)
         by = (products.c.name, cohorts.c.name, counters.c.name, counters.c.word)
-        self.names: Final = Query(f"figures.names.{which}", sa.select(products.c.name).where(scope))
+        self.names: Final = Query(sa.select(products.c.name).where(scope))
         self.counted: Final = Query(
-            f"figures.counted.{which}",
             sa.select(*by, sa.func.sum(counters.c.value))
             .select_from(
                 counters.join(products, products.c.id == counters.c.product_id).outerjoin(
@@ -78,15 +77,14 @@ class _Queries:
             .order_by(*by),
         )
         self.versions: Final = Query(
-            f"figures.versions.{which}",
             sa.select(bundles.c.id, bundles.c.version)
             .join(products, products.c.id == bundles.c.product_id)
             .where(scope),
         )
 
 
-_ALL_PRODUCTS: Final = _Queries("all")
-_ONE_PRODUCT: Final = _Queries("one", products.c.name == sa.bindparam("product"))
+_ALL_PRODUCTS: Final = _Queries()
+_ONE_PRODUCT: Final = _Queries(products.c.name == sa.bindparam("product"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

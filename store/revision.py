@@ -9,7 +9,7 @@ from store.prepared import Query
 from store.schema import revisions
 
 _NAME: Final = "registry"
-_LOAD: Final = Query("revision", sa.select(revisions.c.value).where(revisions.c.name == _NAME))
+_LOAD: Final = Query(sa.select(revisions.c.value).where(revisions.c.name == _NAME))
 
 
 def load_revision(tx: Transaction) -> int:

@@ -144,6 +144,12 @@ class Fleet:
 
     def roll_out(self, product: str, version: str, cohort: str, **plan: Any) -> int:
         """A rollout that has begun, and has offered what its plan allows. Returns its number."""
+        number = self.begin_rollout(product, version, cohort, **plan)
+        self.offer()
+        return number
+
+    def begin_rollout(self, product: str, version: str, cohort: str, **plan: Any) -> int:
+        """A rollout that has begun, and whose cohort is marked. Returns its number."""
         (made,) = rollouts.create(
             self.desk,
             self.principal,
@@ -155,12 +161,15 @@ class Fleet:
         )
         scheduler = Scheduler(self.database, worker="w", wake=lambda: None)
         assert scheduler.advance()
-        self.offer()
         return int(made.rollout.id)
+
+    def offerer(self) -> Offerer:
+        """The offerer of the broker that the devices are on."""
+        return Offerer(self.database, broker="main", worker="w", clock=now_utc, new_id=new_id)
 
     def offer(self) -> None:
         """One round of the offerer."""
-        for _ in Offerer(self.database, broker="main", worker="w", clock=now_utc, new_id=new_id).work():
+        for _ in self.offerer().work():
             pass
 
 

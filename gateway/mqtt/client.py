@@ -10,6 +10,7 @@ connection. Packet identifiers belong to a connection: when it is lost, the queu
 generation grows, so that a late acknowledgement cannot strike another message with the same identifier.
 """
 
+import math
 import random
 import threading
 import time
@@ -43,7 +44,6 @@ __all__ = ["Incoming", "Protocol", "Transport", "TransportSettings", "TransportS
 MAX_OUTSTANDING: Final = 30_000
 _CONNACK_SECONDS: Final = 10.0
 _STABLE_SECONDS: Final = 10.0  # a connection that lived this long starts the backoff anew
-_LONG_SECONDS: Final = 3600.0
 _log = structlog.get_logger(__name__)
 
 
@@ -107,7 +107,7 @@ class Transport:
         Returns: messages in the order they came; none after the timeout, or at once when reading has stopped.
         """
         until = time.monotonic() + timeout_seconds
-        if not self._stopped:
+        if self._serving and not self._stopped:
             with self._turns.work():
                 self._step_until(until, max_messages)
         return self._intake.take(max_messages, until - time.monotonic())
@@ -233,7 +233,7 @@ class Transport:
                     session.disconnect()
                     session.write()
                     return
-                if not self._step(_LONG_SECONDS, self._settings.queue_limit):
+                if not self._step(math.inf, self._settings.queue_limit):
                     return
                 if not session.is_connected() and time.monotonic() > connack_until:
                     self._note_error("the broker did not answer CONNECT")

@@ -131,7 +131,9 @@ class Session(paho.Client):
 
     def _sock_close(self) -> None:
         with self._sending:
-            if self._sock is not None and self._unsent:  # a DISCONNECT
+            if (
+                self._sock is not None and self._unsent
+            ):  # a DISCONNECT is to leave; of a lost connection nothing does
                 with contextlib.suppress(OSError):
                     self._sock.send(bytes(self._unsent[:_RECORD_BYTES]))
             self._is_open = False

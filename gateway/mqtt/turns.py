@@ -24,9 +24,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._waker: Final = Waker()
-        self._turn: Final = (
-            FairLock()
-        )  # the keeper takes it again at once, and must not be faster than who waits
+        # Fair: the keeper takes it again at once, and must not be faster than who waits.
+        self._turn: Final = FairLock()
         self._worker_waits = False
         self._worked_at = 0.0
         self._attention = threading.Event()
@@ -57,9 +56,8 @@ class Turns:
             return
         with self._turn:
             self._waker.own()
-            if (
-                self._worker_waits
-            ):  # it came before that, when the waker was still its own, and could not wake us
+            if self._worker_waits:
+                # It came before that, when the waker was still its own, and could not wake us.
                 self._waker.wake(myself=True)
             yield alone or not self._worker_waits
 

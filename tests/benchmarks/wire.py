@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from gateway.mqtt.packets import pack_publish
+
 PUBLISH: Final = 0x30
 PUBACK: Final = 0x40
 _MOST_IDS: Final = 60_000  # packet identifiers have 16 bits (MQTT 3.1.1 §2.3.1)
@@ -63,7 +65,7 @@ def subscribe_packet(topic_filter: str, qos: int) -> bytes:
 
 def publish_packet(topic: str, payload: bytes, number: int) -> bytes:
     """PUBLISH at QoS 1; `number` counts a run's messages."""
-    return packet(PUBLISH | 2, text(topic) + (number % _MOST_IDS + 1).to_bytes(2, "big") + payload)
+    return pack_publish(topic, payload, number % _MOST_IDS + 1, is_v5=False, correlation=None)
 
 
 class Line:

@@ -1,6 +1,6 @@
 """Says one hello for each of many devices, each over its own mutual-TLS connection, as fast as two cores go.
 
-Bare sockets and MQTT 3.1.1 packets written by hand: the hello goes out right behind the CONNECT, and a device
+Bare sockets and packets of MQTT 3.1.1: the hello goes out right behind the CONNECT, and a device
 leaves as soon as the broker has acknowledged it, for good. Run as processes by `say_all_once`.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gateway.device.factory import DeviceCertificate
 from gateway.device.messages import Voice, load_identity
+from gateway.mqtt.packets import pack_publish
 from provisioning.topics import Up
 from store.times import now_utc
 
@@ -36,12 +37,8 @@ def say_all_once(
 
 def connect_packet(client_id: str) -> bytes:
     """CONNECT with a clean session and a keepalive of a minute (MQTT 3.1.1 §3.1)."""
-    return _packet(0x10, _text("MQTT") + b"\x04\x02\x00\x3c" + _text(client_id))
-
-
-def publish_packet(topic: str, payload: bytes) -> bytes:
-    """PUBLISH at QoS 1 with packet identifier 1 (MQTT 3.1.1 §3.3)."""
-    return _packet(0x32, _text(topic) + b"\x00\x01" + payload)
+    body = _text("MQTT") + b"\x04\x02\x00\x3c" + _text(client_id)
+    return bytes((0x10, len(body))) + body  # a topic name has at most 64 characters: its length is one byte
 
 
 def say_once(context: ssl.SSLContext, port: int, voice: Voice) -> None:
@@ -51,7 +48,8 @@ def say_once(context: ssl.SSLContext, port: int, voice: Voice) -> None:
         socket.create_connection(("localhost", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as line,
     ):
-        line.sendall(connect_packet(voice.identity.topic_name) + publish_packet(voice.topic(Up.HELLO), hello))
+        publish = pack_publish(voice.topic(Up.HELLO), hello, 1, is_v5=False, correlation=None)
+        line.sendall(connect_packet(voice.identity.topic_name) + publish)
         answer = b""
         while len(answer) < 8:
             chunk = line.recv(64)
@@ -65,15 +63,6 @@ def say_once(context: ssl.SSLContext, port: int, voice: Voice) -> None:
 def _text(text: str) -> bytes:
     data = text.encode()
     return len(data).to_bytes(2, "big") + data
-
-
-def _packet(kind: int, body: bytes) -> bytes:
-    length, rest = b"", len(body)
-    while True:
-        rest, digit = rest >> 7, rest & 0x7F
-        length += bytes([digit | 0x80 if rest else digit])
-        if not rest:
-            return bytes([kind]) + length + body
 
 
 def main(job: Path) -> None:

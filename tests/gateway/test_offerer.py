@@ -3,20 +3,20 @@
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from fleets import Fleet, make_fleet
 
-from gateway.offerer import CHUNK, Offerer
+from gateway.offerer import CHUNK
 from gateway.operations import rollouts
-from gateway.scheduler import Scheduler
 from provisioning.ids import DeviceId, RolloutId
-from provisioning.rollouts import Plan, RolloutState
+from provisioning.rollouts import RolloutState
 from store import attempts, outbox
 from store.database import Database
-from store.ids import new_id
+from store.schema import devices
 from store.times import now_utc, to_ms
 
 DEVICES = 2 * CHUNK + 50
-PACE = Plan(most_in_flight=10_000, most_per_minute=10_000)
+PACE = {"most_in_flight": 10_000, "most_per_minute": 10_000}
 
 
 @pytest.fixture
@@ -26,29 +26,10 @@ def fleet(database: Database, tmp_path: Path) -> Fleet:
     fleet.product("tracker")
     fleet.sign_bundles("tracker")
     fleet.push("tracker", "9.0.0", 9)
-    for start in range(0, DEVICES, 150):
-        fleet.enroll("tracker", *(f"dev-{number}" for number in range(start, start + 150)))
+    for start in range(0, DEVICES, CHUNK):
+        names = [f"dev-{number}" for number in range(start, min(start + CHUNK, DEVICES))]
+        fleet.enroll("tracker", *names)
     return fleet
-
-
-def begin(fleet: Fleet) -> int:
-    """A rollout that has begun, and whose cohort is marked."""
-    (made,) = rollouts.create(
-        fleet.desk,
-        fleet.principal,
-        product="tracker",
-        version="9.0.0",
-        cohorts=["main"],
-        plan=PACE,
-        start_at=None,
-    )
-    scheduler = Scheduler(fleet.database, worker="w", wake=lambda: None)
-    assert scheduler.advance()
-    return int(made.rollout.id)
-
-
-def make_offerer(fleet: Fleet) -> Offerer:
-    return Offerer(fleet.database, broker="main", worker="w", clock=now_utc, new_id=new_id)
 
 
 def count_open(fleet: Fleet) -> int:
@@ -57,9 +38,9 @@ def count_open(fleet: Fleet) -> int:
 
 
 def test_each_chunk_is_committed_and_in_the_outbox_before_the_next_is_decided(fleet: Fleet) -> None:
-    begin(fleet)
+    fleet.begin_rollout("tracker", "9.0.0", "main", **PACE)
     told: set[DeviceId] = set()
-    for chunk in make_offerer(fleet).work():
+    for chunk in fleet.offerer().work():
         assert len(chunk) <= CHUNK
         told |= {one.attempt.device_id for one in chunk}
         assert count_open(fleet) == len(told), "what was given is committed, and nothing beyond it"
@@ -75,13 +56,22 @@ def test_each_chunk_is_committed_and_in_the_outbox_before_the_next_is_decided(fl
                 found.attempt.state,
                 found.topic_name,
             )
-    assert len(told) == count_open(fleet) >= DEVICES
+    assert len(told) == count_open(fleet) == DEVICES
 
 
 def test_a_rollout_paused_between_two_chunks_offers_no_more(fleet: Fleet) -> None:
-    number = begin(fleet)
-    chunks = make_offerer(fleet).work()
+    number = fleet.begin_rollout("tracker", "9.0.0", "main", **PACE)
+    chunks = fleet.offerer().work()
     assert len(next(chunks)) == CHUNK
     rollouts.move(fleet.desk, fleet.principal, RolloutId(number), RolloutState.PAUSED)
     assert list(chunks) == []
     assert count_open(fleet) == CHUNK
+
+
+def test_some_that_need_nothing_do_not_hold_up_the_others(fleet: Fleet) -> None:
+    fleet.begin_rollout("tracker", "9.0.0", "main", **PACE)
+    with fleet.database.write() as tx:  # after they were marked
+        off = sa.update(devices).where(devices.c.identifier.in_(["dev-3", "dev-203", "dev-403"]))
+        tx.connection.execute(off.values(updates_enabled=False))
+    told = [len(chunk) for chunk in fleet.offerer().work()]
+    assert sum(told) == count_open(fleet) == DEVICES - 3, "in one round"

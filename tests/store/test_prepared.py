@@ -73,7 +73,7 @@ def test_a_query_reads_what_sqlalchemy_reads(database: Database, tmp_path: Path)
         )
         .order_by(devices.c.identifier)
     )
-    query = Query("test.query", statement)
+    query = Query(statement)
     with database.read() as tx:
         names = ["dev-0", "dev-1", "dev-2", "nobody'; --"]
         found = query.rows(tx, state="active", values=names, others=["dev-1"])
@@ -92,10 +92,10 @@ def test_a_broken_constraint_is_said_as_everywhere(database: Database) -> None:
     with pytest.raises(BrokenConstraintError), database.write() as tx:
         run_many(tx, "test.insert", lambda: sa.insert(set_aside), [ROWS[0], ROWS[0]])
     with database.read() as tx:
-        assert Query("test.count", sa.select(sa.func.count()).select_from(set_aside)).value(tx) == 0
+        assert Query(sa.select(sa.func.count()).select_from(set_aside)).value(tx) == 0
 
 
 def test_a_statement_that_the_database_refuses_is_an_error_of_ours(database: Database) -> None:
     absent = sa.select(sa.column("thing")).select_from(sa.table("nowhere"))
     with pytest.raises(StoreError, match="nowhere"), database.read() as tx:
-        Query("test.absent", absent).rows(tx)
+        Query(absent).rows(tx)

@@ -92,6 +92,7 @@ def test_two_never_have_it_together(turns: Turns, line: socket.socket) -> None:
             with turns.work():
                 inside += 1
                 most = max(most, inside)
+                turns.wait(line, reading=True, writing=False, timeout_seconds=0)  # others may run meanwhile
                 inside -= 1
 
     workers = [threading.Thread(target=work) for _ in range(2)]
